@@ -532,16 +532,28 @@ class PackFreeATMInputs(PackInputs):
         return packed
 
     def pack_image(self, results: dict) -> dict:
-        """Pack image or views without the masks, as `PackInputs` does."""
-        return super().transform(results)
+        """Pack image or views without the masks, as `PackInputs` does.
+
+        Added key: `noun_draw`, with `one_noun`. It follows from the random state that the sample's
+        own views leave; `pack_masks` may be called once those of other samples are drawn.
+        """
+        packed = super().transform(results)
+        if self.one_noun:
+            results['noun_draw'] = _draw_apart()
+        return packed
 
     def pack_masks(self, results: dict, data_sample: DataSample) -> None:
-        """Add the masks of a sample to its data sample, which is changed in place."""
+        """Add the masks of a sample to its data sample, which is changed in place.
+
+        Args:
+            results: After `pack_image`.
+            data_sample: Of what that returned.
+        """
         if not self.with_masks:
             return
         windows = np.array(results.get('windows') or [results['window']])
         views = self.on_views(results['stored_masks'], windows, results['mask_scales'])
-        draw = _draw_apart() if self.one_noun else 0.0
+        draw = results['noun_draw'] if self.one_noun else 0.0
         self.add_instances(data_sample, views, results['noun_ids'], results.get('mask_trust'), draw)
 
     def on_views(self, masks: np.ndarray, windows: np.ndarray, scales: np.ndarray) -> ViewMasks:

@@ -370,10 +370,15 @@ def contents(item):
 
 
 @pytest.mark.filterwarnings('ignore')
-@pytest.mark.parametrize('options', [{}, {'masks': False}, {'mask_source': 'other'}])
+@pytest.mark.parametrize(
+    'options', [{}, {'masks': False}, {'mask_source': 'other'}, {'one_noun': True}]
+)
 @pytest.mark.parametrize('views', [VIEW, [dict(type='FreeATMMultiView', transforms=[VIEW])]])
 def test_a_batch_is_its_samples(views, options, tmp_path, told, monkeypatch):
     """Bit for bit: those that can't be read, and those that a transform refuses, included."""
+    options = dict(options)
+    pack = dict(one_noun=options.pop('one_noun', False))
+    load = dict(trust=options.get('masks', True), **({} if options else {'centred_box': 'own'}))
     path, _ = make_damaged('store', tmp_path / 'store')
     views = [dict(view) for view in views]
     if views[0]['type'] == 'FreeATMMultiView':
@@ -383,7 +388,7 @@ def test_a_batch_is_its_samples(views, options, tmp_path, told, monkeypatch):
         return None if np.random.uniform() < 0.2 else results
 
     pipeline = [
-        dict(type='LoadFromStore', trust=True, **({} if options else {'centred_box': 'own'})),
+        dict(type='LoadFromStore', **load),
         *views,
         refuse,
         dict(type='PackFreeATMInputs', grid_size=5),
