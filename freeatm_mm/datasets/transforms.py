@@ -67,7 +67,9 @@ class LoadFromStore(BaseTransform):
             proportions: its share of the image's area, in (0, 1], or 'own' for that of the mask's
             own foreground. The noun's lowest and highest attention stay.
         trust: Also tell how far each mask can be trusted (`freeatm_mm.ops.peakedness`): contrastive
-            methods weigh each instance's loss by it, whole images by 1.
+            methods weigh each instance's loss by it, whole images by 1. Of controls: a centred box
+            has the trust of the mask in whose place it is, so that the weights stay; another
+            image's mask (`mask_source` of `FreeATMDataset`) has its own, as it has its noun.
 
     Raises:
         ValueError: If `centred_box` is out of range.
@@ -171,6 +173,8 @@ class LoadFromStore(BaseTransform):
         if not names:
             return
         masks = raw.masks()
+        if self.trust:  # of the masks that boxes stand for: a control changes the masks alone
+            results['mask_trust'] = peakedness(dequantize(masks, raw.scales()))
         if self.centred_box:
             area = self.centred_box
             masks = centred_boxes(masks, None if isinstance(area, str) else area)
@@ -179,8 +183,6 @@ class LoadFromStore(BaseTransform):
             mask_scales=raw.scales(),
             noun_ids=np.array([noun_id(name) for name in names], np.int64),
         )
-        if self.trust:
-            results['mask_trust'] = peakedness(dequantize(masks, raw.scales()))
 
     def __repr__(self) -> str:
         return (

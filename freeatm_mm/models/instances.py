@@ -93,10 +93,11 @@ class Instances:
         """What this process's mean loss is multiplied with.
 
         Gradients are averaged over processes, whatever their numbers of instances; this makes the
-        average that of all instances. It is 1 on one process.
+        average that of all instances. It is 1 on one process, and 0 where all weights are 0.
         """
         totals = self.counts if self.totals is None else self.totals
-        return totals[get_rank()] * len(totals) / sum(totals)
+        total = sum(totals)
+        return totals[get_rank()] * len(totals) / total if total else 0.0
 
     def statistics(self) -> dict[str, Tensor]:
         """Numbers for the log: instances per image, shares pooled whole and cut away."""

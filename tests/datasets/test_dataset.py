@@ -752,6 +752,37 @@ def test_centred_boxes_in_place_of_masks(box, tmp_path):
                 np.testing.assert_array_equal(given, given[::-1, ::-1])
 
 
+@pytest.mark.parametrize('box', [0.25, 1.0, 'own'])
+@pytest.mark.parametrize('source', ['own', 'other'])
+def test_a_box_has_the_trust_of_the_mask_in_whose_place_it_is(source, box, tmp_path):
+    """And another image's mask its own, as its noun: each sample by itself, and in memory."""
+    store = make_store(tmp_path / 'store', nouns=(1, 2))
+    crop = dict(type='FreeATMRandomResizedCrop', scale=20, crop_ratio_range=(1.0, 1.0))
+    steps = [
+        dict(type='LoadFromStore', centred_box=box, trust=True),
+        crop,
+        dict(type='PackFreeATMInputs', grid_size=5),
+    ]
+    alone, together = (
+        FreeATMDataset(store, mask_source=source, pipeline=steps, in_memory=in_memory)
+        for in_memory in (False, True)
+    )
+    plain = FreeATMDataset(store, mask_source=source, pipeline=[LoadFromStore()])
+    draws = [(number, number) for number in range(12)]
+    for number, item in enumerate(together.draw_batch(draws)):
+        given = plain[number]
+        inside = given['stored_masks'] >= 115
+        (low, high), levels = given['mask_scales'].T, given['stored_masks'].T / 255
+        maps = (low + (high - low) * levels).T
+        expected = [
+            1 - attention[~front].mean() / attention[front].mean()
+            for attention, front in zip(maps, inside)
+        ]
+        for sample in (item['data_samples'], alone[number]['data_samples']):
+            assert sample.noun_ids.tolist() == given['noun_ids'].tolist()
+            np.testing.assert_allclose(sample.trust, expected, rtol=1e-5)
+
+
 @pytest.mark.filterwarnings('ignore')
 def test_controls_from_the_command_line(tmp_path):
     """A training for each, through config, loader and model; each learns something else."""

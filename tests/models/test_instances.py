@@ -52,6 +52,17 @@ def test_methods_that_cannot_weigh_refuse_trust():
             model.loss(inputs, data)
 
 
+@pytest.mark.parametrize('build', [simclr, moco, dino])
+def test_instances_of_no_weight_at_all_give_no_loss(build):
+    """Nor a division by the sum of their weights."""
+    data = samples([1, 2, 1])
+    for sample in data:
+        sample.trust = torch.zeros(len(sample.noun_ids))
+    loss = build().loss(views(3), data)['loss']
+    loss.backward()
+    assert loss.item() == 0
+
+
 @pytest.mark.parametrize('number', [1, 3])
 @pytest.mark.parametrize('build', [simclr, moco, simsiam, dino])
 @pytest.mark.parametrize('counts', [[2, 1], [None, None]])
