@@ -197,7 +197,8 @@ class FreeATMRandomResizedCrop(RandomResizedCrop):
     """mmpretrain's `RandomResizedCrop`, bit for bit, that also notes where the crop lies.
 
     Changed keys: `img`, `img_shape` as there, and `window`. Where `FreeATMMultiView` has chosen an
-    object to crop around (`object_weights`), the crop is moved there; its size stays.
+    object to crop around (`object_weights`, removed), the crop is moved there; its size stays. Of
+    several crops in a view the first alone is moved.
     """
 
     def transform(self, results: dict) -> dict:
@@ -206,8 +207,8 @@ class FreeATMRandomResizedCrop(RandomResizedCrop):
         # Drawn here, not by overriding `rand_crop_params`: an overriding method is registered a
         # second time with mmcv's `cache_randomness`, which then refuses to share draws.
         box = self.rand_crop_params(image)
-        if 'object_weights' in results:
-            weights = results['object_weights'][None]
+        if 'object_weights' in results:  # of the whole image, which a second crop would not see
+            weights = results.pop('object_weights')[None]
             box = tuple(object_boxes(np.array([box]), image.shape[:2], weights)[0].tolist())
         y, x, height, width = box
         crop = image[y : y + height, x : x + width]

@@ -391,7 +391,7 @@ def test_a_batch_is_its_samples(views, options, tmp_path, told, monkeypatch):
         dict(type='LoadFromStore', **load),
         *views,
         refuse,
-        dict(type='PackFreeATMInputs', grid_size=5),
+        dict(type='PackFreeATMInputs', grid_size=5, **pack),
     ]
     monkeypatch.setattr(module, 'DRAWN_TOGETHER', 5)
     made = [

@@ -411,6 +411,27 @@ def test_both_views_show_the_object_that_they_are_cropped_around():
     assert min(counts) > 15  # now the one noun, now the other
 
 
+def test_a_second_crop_lies_where_it_would_without_an_object():
+    """What says where the object is is of the whole image, not of what the first crop left."""
+    masks = np.zeros((1, 12, 16), np.uint8)
+    masks[0, 1, 2] = 255
+    crop = dict(type='FreeATMRandomResizedCrop', scale=32, crop_ratio_range=(0.05, 0.4))
+
+    def window(seed, steps, object_crops):
+        view = FreeATMMultiView(transforms=[steps], num_views=1, object_crops=object_crops)
+        np.random.seed(seed)
+        image = np.zeros((96, 128, 3), np.uint8)
+        return np.array(view(dict(img=image, stored_masks=masks))['windows'][0])
+
+    for seed in range(20):
+        within = []
+        for share in (0.0, 1.0):
+            first, both = (window(seed, [crop] * count, share) for count in (1, 2))
+            sides = np.repeat(first[1::2] - first[::2], 2)
+            within.append((both - np.repeat(first[::2], 2)) / sides)
+        np.testing.assert_allclose(*within, atol=1e-9)
+
+
 def test_object_crops_may_be_a_share_and_need_something_to_crop_around():
     masks = np.zeros((1, 8, 8), np.uint8)
     masks[0, 1, 1] = 255
