@@ -420,7 +420,8 @@ def enqueue(
 
     The queue may have any length and takes any number of keys; of more than it holds, the newest
     stay, where they would have come to stand. Of a key that is NaN or infinite zeros join, which
-    are near to nothing: a step that overflowed, as steps of mixed precision may, is over after it.
+    are near to nothing and of no noun, so that they are nobody's positives: a step that overflowed,
+    as steps of mixed precision may, is over after it.
 
     Args:
         queue: (D, Q) the queue.
@@ -433,11 +434,11 @@ def enqueue(
     skipped = max(total - length, 0)
     places = (start + torch.arange(skipped, total, device=keys.device)) % length
     keys = keys[skipped:]
-    keys = keys.masked_fill(~keys.isfinite().all(1, keepdim=True), 0)
-    queue[:, places] = keys.T.to(queue.dtype)
+    finite = keys.isfinite().all(1)
+    queue[:, places] = keys.masked_fill(~finite[:, None], 0).T.to(queue.dtype)
     if queue_nouns is not None:
         if nouns is not None:
-            nouns = nouns[skipped:].to(queue_nouns.dtype)
+            nouns = nouns[skipped:].to(queue_nouns.dtype).masked_fill(~finite, UNKNOWN_NOUN)
         queue_nouns[places] = UNKNOWN_NOUN if nouns is None else nouns
     pointer[0] = (start + total) % length
 

@@ -201,7 +201,7 @@ class InstanceInfoNCE(nn.Module):
     def forward(self, queries: Tensor, keys: Tensor, nouns: Tensor | None = None) -> Tensor:
         """Compute the mean over the queries; in training the keys then join the queue.
 
-        Without instances it is 0. A key that is NaN or infinite joins as zeros.
+        Without instances it is 0. A key that is NaN or infinite joins as zeros of no noun.
 
         Args:
             queries: (M, D) embeddings by the trained encoder.

@@ -151,6 +151,18 @@ def test_a_queue_takes_any_number_of_keys(with_nouns):
         assert queue_nouns.tolist() == names and int(pointer) == place
 
 
+def test_a_key_that_is_no_number_joins_as_zeros_of_no_noun():
+    """As the positive of its noun's queries it would be a vector that nothing is near to."""
+    queue, pointer = torch.zeros(3, 4), torch.tensor([2])
+    queue_nouns, keys = torch.full((4,), 5), torch.eye(3)
+    keys[0, 1], keys[2, 0] = torch.inf, torch.nan
+    enqueue(queue, pointer, keys, queue_nouns, torch.tensor([7, 8, 9], dtype=torch.int32))
+    assert queue_nouns.tolist() == [UNKNOWN_NOUN, 5, UNKNOWN_NOUN, 8]
+    assert queue.T.tolist() == [[0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 1, 0]]
+    enqueue(queue, pointer, keys[:1].repeat(6, 1), queue_nouns, torch.arange(6))
+    assert queue_nouns.tolist() == [UNKNOWN_NOUN] * 4
+
+
 def test_wrong_arguments_are_told():
     z = torch.randn(3, 4)
     for loss in (instance_nt_xent, instance_equation3):
