@@ -216,7 +216,7 @@ class PositionPrompts:
         min_visible: An object of which the view shows no more than this share isn't named; 0 names
             whatever can be seen at all.
         positions: One of `POSITIONS`. With 'others' the text has the same objects, sentences
-            and length, and what it says of places is of another image.
+            and length, and what it says of places is of another image, as is their order by block.
 
     Raises:
         ValueError: If an option is out of range.
@@ -299,12 +299,10 @@ class PositionPrompts:
         self, objects: Sequence[PlacedObject], view: np.ndarray, others: Sequence[PlacedObject]
     ) -> list[list[tuple[str, bool]]]:
         """Return the pieces of each sentence: the noun (`True`), and what the template writes."""
-        placed = self.placed(objects, view)
-        if self.positions == 'others' and placed:
-            blocks = [block for block, _ in self.placed(others, view)] or range(
-                self.index_base, self.index_base + self.grid**2
-            )
-            placed = [(random.choice(blocks), name) for _, name in placed]
+        if self.positions == 'own':
+            placed = self.placed(objects, view)
+        else:
+            placed = self._exchanged(objects, view, others)
         found = []
         for block, name in placed:
             # The noun last, as it may be written with brackets, too.
@@ -314,6 +312,20 @@ class PositionPrompts:
                 pieces += [(name, True), (written, False)]
             found.append(pieces)
         return found
+
+    def _exchanged(
+        self, objects: Sequence[PlacedObject], view: np.ndarray, others: Sequence[PlacedObject]
+    ) -> list[tuple[int, str]]:
+        """Return what `placed` does with blocks of others, from whose order nothing is learned."""
+        by_block = self.order == 'block'
+        # Sorted by their own blocks, the order of the names would tell where the objects are.
+        placed = (replace(self, order='given') if by_block else self).placed(objects, view)
+        if placed:
+            blocks = [block for block, _ in self.placed(others, view)] or range(
+                self.index_base, self.index_base + self.grid**2
+            )
+            placed = [(random.choice(blocks), name) for _, name in placed]
+        return sorted(placed, key=lambda pair: pair[0]) if by_block else placed
 
     def join(
         self,

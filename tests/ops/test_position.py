@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -113,6 +114,27 @@ def test_blocks_of_others_leave_names_and_length():
     assert prompts.sentences([dog], WHOLE_VIEW, [cat]) == ['The dog is in block 8.']
     random.seed(0)
     assert len({prompts.sentences([dog], WHOLE_VIEW)[0] for _ in range(200)}) == 9
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_the_order_of_blocks_of_others_tells_nothing_of_the_own(seed):
+    """Sorted by what is said; of two in one block the one that is given first comes first."""
+    corners = [(1, 1), (31, 1), (61, 1), (1, 61), (61, 61)]
+    dogs, cats = (
+        [
+            object_from_box(f'{name} {number}', (x, y, x + 20, y + 20), (90, 90))
+            for number, (x, y) in enumerate(corners)
+        ]
+        for name in ('dog', 'cat')
+    )
+    prompts = PositionPrompts('[P] [O]', positions='others', order='block')
+    random.seed(seed)
+    told = prompts.sentences(dogs, WHOLE_VIEW, cats)
+    random.seed(seed)
+    # The same draws where the objects' own places are others, by which they were sorted.
+    moved = [replace(dog, parts=other.parts) for dog, other in zip(dogs, reversed(dogs))]
+    assert told == prompts.sentences(moved, WHOLE_VIEW, cats)
+    assert told == sorted(told) and len(told) == 5
 
 
 def test_a_noun_with_brackets_stays_as_it_is():
