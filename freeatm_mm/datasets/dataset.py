@@ -30,6 +30,7 @@ from freeatm_mm.files import read_json
 from freeatm_mm.ops.choices import check_choice
 from freeatm_mm.ops.nouns import UNKNOWN_NOUN, noun_id
 from freeatm_mm.store import RawSample, Store, StoreError
+from freeatm_mm.store.errors import UnreachableStoreError
 
 MASK_SOURCES = ('own', 'other')
 
@@ -145,7 +146,8 @@ class FreeATMDataset(BaseDataset):
         max_unreadable: Share of the samples, in [0, 1), that may turn out to be unreadable, on
             disk or when decoded. Each is warned of, with its name and the count so far, and another
             one takes its place, the same in every run; with one more the training stops. Of several
-            processes each counts what it met. By default none may.
+            processes each counts what it met. By default none may. A store whose server can't be
+            reached stops the training.
         mask_source: 'own', or, as a control, 'other': each image of a store gets the masks and
             nouns of another one, by a permutation without fixed points over all that are used. It
             stays the same over epochs, workers and resumes.
@@ -379,10 +381,13 @@ class FreeATMDataset(BaseDataset):
         """The sample after the pipeline, or None where it is unreadable and may be passed over.
 
         Raises:
-            StoreError: If it is unreadable, and so are more samples than may be.
+            StoreError: If it is unreadable, and so are more samples than may be; or if the server
+                of a store can't be reached, which says nothing of the sample.
         """
         try:
             return super().prepare_data(idx)
+        except UnreachableStoreError:
+            raise
         except StoreError as error:
             if not self.max_unreadable or self.test_mode:
                 raise StoreError(
@@ -502,8 +507,8 @@ class FreeATMDataset(BaseDataset):
             for draw, info in zip(draws, infos):
                 try:
                     read.append(load.read(info))
-                except StoreError:
-                    if not self.max_unreadable:
+                except StoreError as error:
+                    if not self.max_unreadable or isinstance(error, UnreachableStoreError):
                         self[draw]  # says so; a server that doesn't answer isn't asked for the rest
                     read.append(None)
         return read

@@ -47,7 +47,7 @@ T = TypeVar('T')
 
 
 class UnreadableImage(InputError):
-    """A picture that isn't there or can't be decoded."""
+    """A picture that isn't there or can't be decoded, or a damaged sample of a store."""
 
 
 # --- files ----------------------------------------------------------------------------------------

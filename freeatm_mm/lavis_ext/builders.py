@@ -94,8 +94,8 @@ class FreeATMPretrainBuilder(_Builder):
       caption file, in this order;
     - `threshold`: of a mask's foreground (0.45);
     - `share`: of the pairs to use (1.0);
-    - `skip_unreadable`: take the next pair for one whose picture can't be read, and count it
-      (False: stop);
+    - `skip_unreadable`: take the next pair for one whose picture, or sample of a store, can't be
+      read, and count it (False: stop);
     - `mask_grid`: give the objects' masks too, on as many cells a side as the image encoder has
       patches, for `model.mask_loss` (null: none).
     """

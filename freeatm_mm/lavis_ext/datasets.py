@@ -24,6 +24,7 @@ from torch.utils.data import ConcatDataset, Dataset
 
 from freeatm_mm.errors import InputError, MissingFileError
 from freeatm_mm.lavis_ext.annotations import (
+    UnreadableImage,
     check_detected,
     check_pictures,
     open_picture,
@@ -41,6 +42,7 @@ from freeatm_mm.ops.position import (
     objects_from_masks,
 )
 from freeatm_mm.store import Store, StoreError
+from freeatm_mm.store.errors import UnreachableStoreError
 
 __all__ = [
     'CaptionFile',
@@ -101,11 +103,17 @@ class StorePairs:
         """RGB picture, caption and objects of a pair.
 
         Raises:
-            StoreError: If the sample can't be read.
-            InputError: If a detected box lies outside its image, the image can't be decoded, or the
-                masks are of regions that have no noun.
+            UnreadableImage: If the sample is damaged, or its image or masks can't be decoded.
+            UnreachableStoreError: If its server can't be reached.
+            InputError: If a detected box lies outside its image, or the masks are of regions that
+                have no noun.
         """
-        raw = self.store.read(index)
+        try:
+            raw = self.store.read(index)
+        except UnreachableStoreError:  # which says nothing of the sample
+            raise
+        except StoreError as error:
+            raise UnreadableImage(str(error)) from None
         image = open_picture(io.BytesIO(raw.image_bytes), f'{self.store.path}: sample {raw.key!r}')
         objects = []
         if with_objects and self.detections is not None:
@@ -116,7 +124,7 @@ class StorePairs:
             try:
                 names, masks = raw.names(), raw.masks()
             except StoreError as error:
-                raise StoreError(f'{self.store.path}: {error}') from None
+                raise UnreadableImage(f'{self.store.path}: {error}') from None
             unnamed = [name for name in names if noun_id(name) == UNKNOWN_NOUN]
             if unnamed:
                 raise InputError(

@@ -92,6 +92,16 @@ def test_a_batch_from_an_address_is_few_requests(options, tmp_path, monkeypatch)
         with pytest.raises(StoreError, match=r'its server answers 503 \(2 tries\)'):
             there.draw_batch(draws)
         assert len(server.asked) - before <= 2 * (3 + 2)
+        # That says nothing of its samples, which aren't passed over for it.
+        server.mode = 'sound'
+        there = FreeATMDataset(
+            f'{server.address}/store', pipeline=pipeline, max_unreadable=0.9, **options
+        )
+        there.draw_batch(draws[:1])
+        server.mode, before = 503, len(server.asked)
+        with pytest.raises(StoreError, match=r'its server answers 503 \(2 tries\)$'):
+            there.draw_batch(draws)
+        assert len(server.asked) - before <= 2 * (3 + 2) and not there._unreadable.any()
 
 
 def test_masks_left_out(tmp_path):

@@ -434,6 +434,52 @@ def test_unreadable_pictures_are_passed_over_if_asked(damaged, caplog):
         retrieval(damaged, True, test=write(damaged / 'x.json', rows))
 
 
+@pytest.mark.parametrize('what', ['sample', 'masks', 'shard'])
+def test_damaged_samples_of_a_store_are_passed_over_if_asked(what, tmp_path, monkeypatch):
+    path = make_store(tmp_path / 'store', count=12, nouns=(1, 2))
+    captions, read = [sample.caption for sample in Store(path)], Store.read
+    shard, lost = sorted(path.glob('*.tar'))[0], [2]
+    if what == 'sample':
+        data = shard.read_bytes()
+        at = data.find(b'000002.png') + 600  # within the picture
+        shard.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        message = "'000002'.*(CRC|checksum)"
+    elif what == 'masks':
+
+        def spoilt(self, number):
+            raw = read(self, number)
+            return raw._replace(masks_bytes=b'none') if number == 2 else raw
+
+        monkeypatch.setattr(Store, 'read', spoilt)
+        message = "store: sample '000002': the picture"
+    else:
+        shard.write_bytes(shard.read_bytes()[:100])
+        lost, message = [0, 1, 2, 3, 4], shard.name
+    dataset = build(store=str(path))
+    assert dataset[5]['text_input'].startswith(captions[5].lower())
+    with pytest.raises(InputError, match=message):
+        dataset[2]
+    dataset = build(store=str(path), skip_unreadable=True)
+    for number in range(12):
+        item, expected = dataset[number], number
+        while expected in lost:
+            expected += 1
+        assert item['text_input'].startswith(captions[expected].lower())
+        assert item['unreadable'] == expected - number
+
+
+def test_a_server_that_cannot_be_reached_is_no_damaged_sample(store, tmp_path, monkeypatch):
+    monkeypatch.setenv('FREEATM_CACHE', str(tmp_path / 'cache'))
+    monkeypatch.setattr('freeatm_mm.addresses.DELAYS', (0.0,))
+    with serve_files(store.parent) as server:
+        dataset = build(store=f'{server.address}/{store.name}', skip_unreadable=True)
+        assert dataset[3]['unreadable'] == 0
+        server.mode, before = 503, len(server.asked)
+        with pytest.raises(StoreError, match=r'its server answers 503 \(2 tries\)'):
+            dataset[2]
+        assert len(server.asked) - before == 2
+
+
 def test_retrieval_items_are_those_of_lavis(captions, tmp_path):
     for split, lavis in (('train', RetrievalDataset), ('test', RetrievalEvalDataset)):
         path = write(tmp_path / 'x.json', retrieval_rows(split))
