@@ -275,7 +275,7 @@ def track_view(transform: Callable[..., Any], image: Image.Image) -> tuple[Tenso
         pixels in the image, counted from 1; 0 where it shows nothing of it.
 
     Raises:
-        InputError: If it returns something else.
+        InputError: If it returns something else, or changed the mask's values.
     """
     from torchvision.tv_tensors import Mask
 
@@ -319,7 +319,34 @@ def track_view(transform: Callable[..., Any], image: Image.Image) -> tuple[Tenso
     places = positions.as_subclass(Tensor).detach().cpu().numpy()
     # A transform that interpolates may be off by a rounding error.
     inside = np.abs(places[2] - _INSIDE) < 1
+    if _changed(places, inside, view):
+        raise InputError(
+            "the transform changed the mask's values, which tell the positions of pixels: have "
+            'what changes colours, such as v2.Lambda, change the image alone, by '
+            'v2.Lambda(function, tv_tensors.Image) after v2.ToImage()'
+        )
     return view.as_subclass(Tensor), (places[:2] * inside).astype(np.float32)
+
+
+def _changed(places: np.ndarray, inside: np.ndarray, view: Tensor) -> bool:
+    """Whether a transform changed the values of positions, not only where they are.
+
+    Args:
+        places: (3, H, W) what it made of them.
+        inside: (H, W) where the third plane is that of a pixel of the image.
+        view: (C, H, W) what it made of the image.
+    """
+    # Filling and interpolation give less; but for what bicubic weights overshoot along a border.
+    if (places[2] > _INSIDE + 1).sum() > inside.sum():
+        return True
+    if inside.any():
+        return False
+    # Nothing of the image is seen. Where it was moved out of the view, what is filled in is one
+    # colour, in the image too; or it is 0 in the mask, whatever noise the image got.
+    first = places[:, :1, :1]
+    if (places != first).any():
+        return True
+    return bool(first.any()) and bool((view != view[:, :1, :1]).any())
 
 
 def masks_in_view(

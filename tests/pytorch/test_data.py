@@ -199,6 +199,64 @@ def test_transforms_that_give_no_view_are_told(tmp_path, make, said):
 
 
 @pytest.mark.parametrize(
+    'change',
+    [
+        lambda part: part * 2 - 1,
+        lambda part: part / 255,
+        lambda part: part / 2**20,  # to what might be filled in
+        lambda part: (part - 0.45) / 0.22,
+        lambda part: part.clamp(0, 1),
+        lambda part: 1 - part,
+        lambda part: part + 5 * torch.randn_like(part),
+        lambda part: part * (1 + 0.1 * torch.randn_like(part)),
+        lambda part: torch.full_like(part, torch.nan) if isinstance(part, Mask) else part,
+    ],
+)
+def test_a_transform_that_changes_the_values_of_masks_is_told(tmp_path, change):
+    """As `v2.Lambda` does with all that it is given: every noun would be cut away."""
+    store = make_store(tmp_path / 'store', count=2, nouns=(1,))
+    crop, after = v2.RandomResizedCrop(24, scale=(0.9, 1)), v2.Lambda(change)
+    with pytest.raises(InputError, match="changed the mask's values.*tv_tensors.Image"):
+        StoreDataset(store, v2.Compose([crop, *AS_TENSOR, after]))[0]
+    alone = v2.Compose([crop, *AS_TENSOR, v2.Lambda(change, Image_)])
+    assert len(StoreDataset(store, alone)[0].nouns) == 1
+
+
+@pytest.mark.parametrize('fill', [0, 1, 128, 255, (124, 116, 104)])
+@pytest.mark.parametrize('first', [True, False])
+def test_a_view_that_shows_nothing_of_the_image_is_one(fill, first):
+    away = v2.Lambda(lambda part: v2.functional.affine(part, 0, [200, 0], 1, [0.0, 0.0], fill=fill))
+    steps = [away, *AS_TENSOR] if first else [*AS_TENSOR, away]
+    normalize = v2.Normalize(mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.4])
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8))
+    _, positions = track_view(v2.Compose([*steps, normalize]), image)
+    assert not positions.any()
+    if not fill:  # of which no noise can be told from changed values
+        noise = v2.Lambda(lambda part: part + torch.randn_like(part), Image_)
+        _, positions = track_view(v2.Compose([*steps, noise]), image)
+        assert not positions.any()
+
+
+def test_a_mask_that_was_interpolated_is_not_taken_for_changed():
+    """Bicubic weights overshoot along the border of what is filled in."""
+
+    def turn(image, mask):
+        view = v2.Compose(AS_TENSOR)(image)
+        grid = torch.nn.functional.affine_grid(
+            torch.tensor([[[1.2, -0.9, 0.0], [0.9, 1.2, 0.0]]]), (1, 3, *view.shape[1:]), False
+        )
+        return tuple(
+            torch.nn.functional.grid_sample(
+                part.as_subclass(torch.Tensor).float()[None], grid, 'bicubic', align_corners=False
+            )[0]
+            for part in (view, mask)
+        )
+
+    _, positions = track_view(turn, Image.new('RGB', (64, 64), (9, 8, 7)))
+    assert 0.2 < (positions[0] > 0).mean() < 0.6
+
+
+@pytest.mark.parametrize(
     'options, said',
     [
         ({'mask_values': 'soft'}, 'none of attention'),
