@@ -236,6 +236,7 @@ class FreeATMDataset(BaseDataset):
         else:
             for option, owner in (
                 ('centred_box', 'LoadFromStore'),
+                ('trust', 'LoadFromStore'),
                 ('object_crops', 'FreeATMMultiView'),
                 ('one_noun', 'PackFreeATMInputs'),
             ):
@@ -289,6 +290,19 @@ class FreeATMDataset(BaseDataset):
             self._unreadable = torch.zeros(int(self._ends[-1]), dtype=torch.uint8).share_memory_()
         if self.mask_source == 'other':
             self._exchange_masks()
+
+    @property
+    def gives_masks(self) -> bool:
+        """Whether a model gets masks of this data set: of a store that has nouns."""
+        self.full_init()
+        return (
+            self.masks
+            and all(getattr(step, 'with_masks', True) for step in self.pipeline.transforms)
+            and any(
+                isinstance(source, Store) and bool(source.manifest.get('nouns', 1))
+                for source in self.sources
+            )
+        )
 
     def get_subset(self, indices: int | Sequence[int]) -> FreeATMDataset:
         """Return a subset, as mmengine does for `KFoldDataset`; `mask_source` stays within it."""

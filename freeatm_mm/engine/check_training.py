@@ -21,9 +21,11 @@ from mmengine.runner import (
 from torch import nn
 
 from freeatm_mm.checkpoints import check_fills, fit, weights_of
+from freeatm_mm.datasets.dataset import FreeATMDataset
 from freeatm_mm.datasets.samplers import SeededSampler
 from freeatm_mm.engine.hooks import SeedEachIterationHook, batches_had
 from freeatm_mm.errors import InputError, counted, listed
+from freeatm_mm.ops.losses import NEGATIVES, POSITIVES
 
 __all__ = ['CheckTrainingHook', 'describe_schedule']
 
@@ -122,7 +124,8 @@ class CheckTrainingHook(Hook):
 
         Raises:
             InputError: If there are too few for one step, or if a resumed run would lose gradients
-                that were accumulated before it was stopped, or begin an epoch anew; or if batches
+                that were accumulated before it was stopped, or begin an epoch anew; if the model
+                is to go by nouns and no data set has any; or if batches
                 come in a form that the model's preprocessor can't take, or would be of one image
                 where the model normalises by its batch.
         """
@@ -167,6 +170,7 @@ class CheckTrainingHook(Hook):
                 f'number of iterations, here {runner.iter}, is a multiple of {counts}'
             )
         self._check_epoch(runner)
+        _check_nouns(runner)
         _check_collation(runner)
         _check_last_batch(runner, batch, infinite)
         if counts > 1 and not isinstance(loop, IterBasedTrainLoop) and len(loader) % counts:
@@ -233,8 +237,9 @@ class CheckTrainingHook(Hook):
             raise InputError(
                 f'nothing is trained: the loss was exactly 0 in {self._idle} iterations in a row. '
                 'A contrastive loss has nothing to tell apart in a batch of one image, or where '
-                "all instances are of one noun (model.negatives='other_nouns'): take a larger "
-                'train_dataloader.batch_size'
+                "all instances are of one noun (model.negatives='other_nouns') or no mask can be "
+                'trusted (trust of LoadFromStore): take a larger train_dataloader.batch_size, or '
+                'leave out that option'
             )
         if any(
             not hook.by_epoch
@@ -331,6 +336,38 @@ _ADVICE = (
     'half precision (--amp), or damaged images: begin anew, or from the last checkpoint '
     '(load_from=CHECKPOINT), with one of them changed'
 )
+
+
+def _check_nouns(runner: Runner) -> None:
+    """Refuse options that go by nouns where none come: the plain baseline would be trained."""
+    model = getattr(runner.model, 'module', runner.model)
+    asked = [
+        f'model.{name}={value}'
+        for name, known in (('positives', POSITIVES), ('negatives', NEGATIVES))
+        if (value := getattr(model, name, None)) in known[1:]
+    ]
+    if asked and not any(map(_may_give_masks, _parts(runner.train_dataloader.dataset))):
+        raise InputError(
+            f'{" and ".join(asked)} goes by the nouns of masks, and no data set of this training '
+            'gives masks: leave it out for the baseline without masks, or train on a store with '
+            'nouns and masks=True of FreeATMDataset; for nouns as labels of whole images, set '
+            'centred_box=1.0 of LoadFromStore (docs/pretraining.md, "Controls")'
+        )
+
+
+def _parts(dataset: Any) -> Iterator[Any]:
+    """The data sets that a data set wraps or joins, or itself."""
+    inner = getattr(dataset, 'datasets', None) or getattr(dataset, 'dataset', None)
+    if inner is None:
+        yield dataset
+    else:
+        for part in inner if isinstance(inner, (list, tuple)) else [inner]:
+            yield from _parts(part)
+
+
+def _may_give_masks(dataset: Any) -> bool:
+    """Whether masks come from a data set; of one that is not ours they may."""
+    return not isinstance(dataset, FreeATMDataset) or dataset.gives_masks
 
 
 def _check_collation(runner: Runner) -> None:

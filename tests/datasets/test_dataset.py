@@ -735,6 +735,8 @@ def test_controls_where_they_make_no_sense_are_refused(tmp_path):
             FreeATMDataset(stores, mask_source='other', **arguments)
     with pytest.raises(ValueError, match='centred_box of LoadFromStore needs masks=True'):
         FreeATMDataset(store, masks=False, pipeline=[LoadFromStore(centred_box=0.2)])
+    with pytest.raises(ValueError, match='trust of LoadFromStore needs masks=True'):
+        FreeATMDataset(store, masks=False, pipeline=[LoadFromStore(trust=True)])
     for box in (0, -0.1, 1.5, 'whole'):
         with pytest.raises(ValueError, match='centred_box'):
             LoadFromStore(centred_box=box)

@@ -11,6 +11,7 @@ from helpers.tiny_stores import make_store
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.runner import CheckpointLoader
+from PIL import Image
 
 from freeatm_mm.configs import check_honoured, check_precision, scale_rate
 from freeatm_mm.engine.check_training import describe_schedule
@@ -82,6 +83,67 @@ def test_a_loss_of_nothing_trains_nothing(tmp_path, store, iterations):
     with pytest.raises(InputError, match=f'exactly 0 in {min(iterations, 20)} iterations'):
         run(cfg, f'idle_{iterations}')
     assert not list((tmp_path / 'run').glob('*.pth'))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Plain images."""
+    (tmp_path / 'real').mkdir()
+    for number in range(20):
+        Image.new('RGB', (32, 24), (number, 0, 0)).save(tmp_path / 'real' / f'{number}.png')
+    return tmp_path / 'real'
+
+
+NO_MASKS = {'train_dataloader.dataset.masks': False}
+
+
+@pytest.mark.parametrize('wrapped', [False, True])
+@pytest.mark.parametrize(
+    'number, method, option, changes',
+    [
+        (0, 'mocov2', {'model.positives': 'same_noun'}, NO_MASKS),
+        (1, 'simclr', {'model.negatives': 'other_nouns'}, NO_MASKS),
+        (2, 'simclr', {'model.positives': 'same_noun'}, {'folder': True}),
+        (
+            3,
+            'mocov2',
+            {'model.negatives': 'other_nouns'},
+            {'train_dataloader.dataset.pipeline.2.with_masks': False},
+        ),
+        (4, 'mocov2', {'model.positives': 'same_noun'}, {'nouns': 0}),
+    ],
+)
+def test_nouns_that_nobody_gives_are_told(
+    tmp_path, store, folder, number, method, option, changes, wrapped
+):
+    """The baseline would be trained, and called a variant."""
+    changes = dict(changes)
+    if changes.pop('folder', False):
+        store = folder
+    if changes.pop('nouns', None) == 0:
+        store = make_store(tmp_path / 'nounless', count=20, nouns=(0,))
+    cfg = checked(store, tmp_path / 'run', method, **option, **changes)
+    if wrapped:
+        ours = cfg.train_dataloader.dataset
+        cfg.train_dataloader.dataset = dict(
+            type='ConcatDataset', datasets=[ours, dict(type='RepeatDataset', times=1, dataset=ours)]
+        )
+    [(key, value)] = option.items()
+    with pytest.raises(InputError, match=f'^{key}={value} goes by the nouns of masks, and no data'):
+        run(cfg, f'nouns_{number}_{wrapped}')
+    assert not list((tmp_path / 'run').glob('*.pth'))
+
+
+def test_nouns_that_a_part_of_the_data_gives_are_enough(tmp_path, store, folder):
+    ours = checked(store, tmp_path / 'run', **{'model.positives': 'same_noun'})
+    part = copy.deepcopy(ours.train_dataloader.dataset)
+    part.update(data_root=str(folder), masks=False)
+    ours.train_dataloader.dataset = dict(
+        type='ConcatDataset', datasets=[part, ours.train_dataloader.dataset]
+    )
+    ours.train_cfg.max_epochs = 1
+    runner, _ = run(ours, 'nouns_of_a_part')
+    assert runner.iter == 4
 
 
 MLP = dict(in_channels=8, hid_channels=8, out_channels=6, num_layers=2, norm_cfg=dict(type='BN1d'))
