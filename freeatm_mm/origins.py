@@ -41,6 +41,8 @@ _GENERATORS = {
 _PEERS = {'LossGuide': 'hpm', 'OwnAttentionGuide': 'own_attention'}
 #: Options of the model in which a variant differs from Free-ATM, with Free-ATM's own values.
 _MODEL = {'negatives': 'all', 'positives': 'own', 'loss': 'nt_xent', 'combine': 'sum'}
+#: What that loss makes of SimCLR without masks, which is no baseline of Free-ATM's then.
+_WHOLE = {'equation3': 'equation3_whole'}
 #: The same of MAE's choice of patches.
 _PATCHES = {'ceiling': 0.8, 'schedule': 'linear', 'share_of': 'hidden', 'noise': 'white'}
 #: The same of transforms.
@@ -55,8 +57,8 @@ _TRANSFORMS = {
 #: What a store's settings hold where its masks are no generator's, and how they are called then.
 _OTHER_MASKS = {'regions': 'regions', 'imported': 'imported', 'scenes': 'exact'}
 _VARIANT = re.compile(
-    'other_masks|box|trust|object_crops|one_noun|normalized|binary|other_nouns|same_noun|equation3'
-    r'|hpm|own_attention|green_noise|felzenszwalb|kmeans|regions|imported|exact|ceiling_\d+(\.\d+)?'
+    'other_masks|box|trust|object_crops|one_noun|normalized|binary|other_nouns|same_noun'
+    r'|equation3(_whole)?|hpm|own_attention|green_noise|felzenszwalb|kmeans|regions|imported|exact|ceiling_\d+(\.\d+)?'
     r'|mask_[a-z_]{1,40}|(loss|combine|schedule|share_of|min_visible)=[\w.]{1,40}'
 )
 _LONGEST, _LONGEST_NAME = 2**20, 500
@@ -216,7 +218,7 @@ def _masks(cfg: Mapping[str, Any]) -> bool | str | None:
         and dataset.get('masks', True) is not False
     ]
     if not ours:
-        return False if datasets else None
+        return _WHOLE.get(str(model.get('loss')), False) if datasets else None
     kinds = [
         str(part.get('type', '')).split('.')[-1] for part in (model, _mapping(model.get('neck')))
     ]
@@ -274,7 +276,7 @@ def _with_stores(
         masks: From the config of the run.
         configs: The stores' settings.
     """
-    if not masks:
+    if not masks or masks in _WHOLE.values():  # which read none
         return masks
     variants = set() if masks is True else {*masks.split(', ')}
     pending = list(configs)

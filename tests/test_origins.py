@@ -294,6 +294,19 @@ def test_what_takes_no_masks_but_guides_is_no_baseline():
     assert origin_of(content(text)).masks == 'own_attention'
 
 
+def test_equation_3_without_masks_is_no_baseline_and_has_no_stores_masks(tmp_path):
+    from helpers.tiny_stores import make_store
+
+    store = make_store(tmp_path / 'store', count=2, config={'scenes': 5})
+    for said, masks in (('', False), (", loss='equation3'", 'equation3_whole')):
+        text = (
+            f"model = dict(type='FreeATMSimCLR'{said}, backbone=dict(type='ResNet', depth=50))\n"
+            f'train_dataloader = dict(dataset={OURS.format(store, ", masks=False")})\n'
+        )
+        assert origin_of(content(text)).masks == masks
+        assert origin_of(content(text, note={'masks': masks})).masks == masks
+
+
 @pytest.mark.parametrize(
     'config, masks',
     [

@@ -141,7 +141,9 @@ class Instances:
 
 # Lists of any lengths: with `compile=True` in a config each batch would be compiled anew.
 @torch.compiler.disable
-def collect_instances(data_samples: Sequence | None, images: Tensor) -> Instances | None:
+def collect_instances(
+    data_samples: Sequence | None, images: Tensor, always: bool = False
+) -> Instances | None:
     """The instances of a batch, or None where no process has a single one.
 
     All processes get the same answer, since they take different paths afterwards: this is where
@@ -151,6 +153,7 @@ def collect_instances(data_samples: Sequence | None, images: Tensor) -> Instance
         data_samples: B data samples of `freeatm_mm.datasets.PackFreeATMInputs`, with or
             without masks; None stands for samples without.
         images: (B, ...) any view of the images, for their number and device.
+        always: Also where no process has one: then all images are pooled whole.
 
     Returns:
         The instances, or None.
@@ -170,7 +173,7 @@ def collect_instances(data_samples: Sequence | None, images: Tensor) -> Instance
         rows = torch.stack(all_gather(told)).tolist()
         counts, any_found = [int(row[0]) for row in rows], any(row[1] for row in rows)
         totals = [row[2] for row in rows]
-    if not any_found:
+    if not any_found and not always:
         return None
     padded = pad_instances(
         masks, [sample.get('noun_ids') for sample in data_samples], device=device

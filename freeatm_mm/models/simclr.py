@@ -40,7 +40,8 @@ class FreeATMSimCLR(SimCLR):
 
     Each instance that both views show gives a pair; the instances of all processes are each other's
     negatives. An image without such an instance is pooled whole. Without any mask in the batch (of
-    all processes) it is mmpretrain's `SimCLR`, bit for bit.
+    all processes) it is mmpretrain's `SimCLR`, bit for bit, or with 'equation3' that loss of whole
+    images: so a baseline without masks differs by these alone.
 
     Two losses, as the paper says two things:
 
@@ -100,16 +101,17 @@ class FreeATMSimCLR(SimCLR):
             **kwargs: As of the class it extends.
 
         Returns:
-            `loss`; where there are masks also `instances_per_image`, `pooled_whole` (share of the
-            images), `cut_away` (share of the instances that a crop took away), `accuracy` (share of
-            the anchors nearest to their positive) and `same_noun_negatives` (share of the
-            negatives, among the anchors of a known noun).
+            `loss`; where there are masks, and with 'equation3' always, also `instances_per_image`,
+            `pooled_whole` (share of the images), `cut_away` (share of the instances that a crop
+            took away), `accuracy` (share of the anchors nearest to their positive) and
+            `same_noun_negatives` (share of the negatives, among the anchors of a known noun).
 
         Raises:
             ValueError: If there are other numbers of views, or masks of other views.
         """
         check_views(self, inputs, data_samples)
-        instances = collect_instances(data_samples, inputs[0])
+        # mmpretrain's has another loss.
+        instances = collect_instances(data_samples, inputs[0], always=self.loss_form != 'nt_xent')
         if instances is None:
             losses = super().loss(inputs, data_samples, **kwargs)
             if self.exact_gradients and get_world_size() > 1:

@@ -30,6 +30,14 @@ def test_without_any_instance(data):
     assert collect_instances(data, views(2)[0]) is None
 
 
+@pytest.mark.parametrize('data', [None, samples([None, None]), samples([0, None])])
+def test_whole_images_alone_are_instances_if_asked(data):
+    instances = collect_instances(data, views(2)[0], always=True)
+    assert instances.masks.shape == (2, 2, 1, 1, 1) and instances.masks.eq(1).all()
+    assert instances.places.tolist() == [0, 1] and instances.nouns.eq(UNKNOWN_NOUN).all()
+    assert instances.num_whole == 2 and instances.counts == [2] and instances.loss_weight == 1
+
+
 def test_samples_without_nouns_are_accepted():
     data = samples([2, 1])
     for sample in data:
