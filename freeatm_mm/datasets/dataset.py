@@ -36,6 +36,14 @@ MASK_SOURCES = ('own', 'other')
 
 IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 
+#: Options of transforms that are for masks, and whose they are.
+_OF_MASKS = {
+    'centred_box': 'LoadFromStore',
+    'trust': 'LoadFromStore',
+    'object_crops': 'FreeATMMultiView',
+    'one_noun': 'PackFreeATMInputs',
+}
+
 #: Samples whose files are read before the first of their images is decoded.
 DRAWN_TOGETHER = 32
 
@@ -166,7 +174,8 @@ class FreeATMDataset(BaseDataset):
         StoreError: If a source doesn't exist, is empty, unfinished or damaged, nothing is left of
             it, or there are no masks to exchange.
         ValueError: If a transform would move the image and not its masks, an argument is out of
-            range, or masks are to be exchanged that aren't handed over.
+            range, masks are to be exchanged that aren't handed over, or an option of the pipeline
+            has no effect without masks.
     """
 
     data_list: Sequence[int] | np.ndarray
@@ -234,14 +243,15 @@ class FreeATMDataset(BaseDataset):
         if masks:
             check_tracked(self.pipeline.transforms, photometric)
         else:
-            for option, owner in (
-                ('centred_box', 'LoadFromStore'),
-                ('trust', 'LoadFromStore'),
-                ('object_crops', 'FreeATMMultiView'),
-                ('one_noun', 'PackFreeATMInputs'),
-            ):
-                if any(getattr(step, option, None) for step in self.pipeline.transforms):
-                    raise ValueError(f'FreeATMDataset: {option} of {owner} needs masks=True.')
+            self._refuse('masks=True', *_OF_MASKS)
+        if not all(getattr(step, 'with_masks', True) for step in self.pipeline.transforms):
+            self._refuse('with_masks=True of PackFreeATMInputs', 'trust', 'one_noun')
+
+    def _refuse(self, needed: str, *options: str) -> None:
+        """Refuse options of the pipeline that have no effect without something else."""
+        for option in options:
+            if any(getattr(step, option, None) for step in self.pipeline.transforms):
+                raise ValueError(f'FreeATMDataset: {option} of {_OF_MASKS[option]} needs {needed}.')
 
     def load_data_list(self) -> Sequence[int]:
         """Open the sources; the 'list' is the range of their samples' numbers."""

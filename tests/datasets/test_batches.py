@@ -66,7 +66,7 @@ def repeat_choices(monkeypatch, dataset, batched, place):
         pipeline(CROP, FLIP, JITTER),
         pipeline(CROP, FLIP, views=0),
         pipeline(CROP, FLIP, object_crops=0.7),
-        pipeline(CROP, FLIP, object_crops=0.7, pack=dict(with_masks=False)),
+        pipeline(CROP, FLIP, object_crops=0.7, trust=False, pack=dict(with_masks=False)),
         pipeline(CROP, FLIP, pack=dict(one_noun=True)),
         pipeline(dict(CROP, crop_ratio_range=(0.9, 3.0), scale=30), JITTER['transforms'][0]),
     ],

@@ -737,6 +737,12 @@ def test_controls_where_they_make_no_sense_are_refused(tmp_path):
         FreeATMDataset(store, masks=False, pipeline=[LoadFromStore(centred_box=0.2)])
     with pytest.raises(ValueError, match='trust of LoadFromStore needs masks=True'):
         FreeATMDataset(store, masks=False, pipeline=[LoadFromStore(trust=True)])
+    for option, (trust, one_noun) in {'trust': (True, False), 'one_noun': (False, True)}.items():
+        pack = dict(type='PackFreeATMInputs', grid_size=5, with_masks=False, one_noun=one_noun)
+        with pytest.raises(
+            ValueError, match=f'{option} of .* needs with_masks=True of PackFreeATM'
+        ):
+            FreeATMDataset(store, pipeline=[LoadFromStore(trust=trust), pack])
     for box in (0, -0.1, 1.5, 'whole'):
         with pytest.raises(ValueError, match='centred_box'):
             LoadFromStore(centred_box=box)
