@@ -82,6 +82,8 @@ def train(args: argparse.Namespace) -> list[float]:
         num_workers=args.workers,
         collate_fn=collate_views,
     )
+    if not len(loader):
+        raise SystemExit(f'{args.store} holds fewer images than a batch of {args.batch_size}')
     loss_of = DINOLoss(args.prototypes).to(device)
     trained = [part for part in model.parameters() if part.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=args.lr, momentum=0.9, weight_decay=1e-4)
@@ -96,6 +98,8 @@ def train(args: argparse.Namespace) -> list[float]:
             student = [model(view, masks, batch.places) for view, masks in pairs]
             teacher = [model.forward_teacher(view, masks, batch.places) for view, masks in pairs]
             loss = loss_of(teacher, student)
+            if not loss.isfinite():
+                raise SystemExit(f'step {len(losses) + 1}: the loss is {loss.item()}: lower --lr')
             optimizer.zero_grad()
             loss.backward()
             model.student_head.cancel_last_layer_gradients(epoch)

@@ -73,6 +73,7 @@ def test_mae_in_transformers(store, tmp_path):
 PROGRAMS = {
     'simclr_timm': ('timm', dict(backbone='resnet10t')),
     'moco_lightly': ('lightly', dict(backbone='resnet18', bank=64)),
+    'dino_lightly': ('lightly', dict(backbone='resnet18', prototypes=32)),
     'mae_transformers': ('transformers', dict(patch=16, width=64, depth=1)),
 }
 
