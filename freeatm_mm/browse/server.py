@@ -17,12 +17,14 @@ from freeatm_mm.browse.index import ORDERS, StoreIndex
 from freeatm_mm.browse.page import card, mask_picture, render
 from freeatm_mm.errors import InputError
 from freeatm_mm.store import Store, StoreError
+from freeatm_mm.store.errors import UnreachableStoreError
 
 __all__ = ['make_server']
 
 _LOG = logging.getLogger(__name__)
 _MOST_CARDS = 60
 _MOST_TEXT = 100
+_FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0  # seconds, for a server that can't be reached
 _IMAGE, _MASK = re.compile(r'/image/(\d{1,12})'), re.compile(r'/mask/(\d{1,12})/(\d{1,3})')
 _TYPES = {'jpg': 'image/jpeg', 'png': 'image/png'}
 _POLICY = (
@@ -38,6 +40,7 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, store: Store, port: int) -> None:
         self.store, self.index, self.damaged = store, StoreIndex(), 0
+        self.unreachable = ''  # why, as long as reading waits for the store's server
         self._stopped = threading.Event()
         self.reader = threading.Thread(target=self._read, daemon=True)
         super().__init__(('127.0.0.1', port), _Handler)  # raises where the port is taken
@@ -49,14 +52,21 @@ class _Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
     def _read(self) -> None:
-        for number in range(len(self.store)):
-            if self._stopped.is_set():
-                return
+        number, wait = 0, _FIRST_WAIT
+        while number < len(self.store) and not self._stopped.is_set():
             try:
                 self.index.add(number, self.store.read(number))
+            except UnreachableStoreError as error:  # says nothing of the sample: it is asked again
+                if not self.unreachable:
+                    _LOG.warning('%s; it is tried again until it can be', error)
+                self.unreachable = str(error)
+                self._stopped.wait(wait)
+                wait = min(2 * wait, _LONGEST_WAIT)
+                continue
             except StoreError as error:
                 self.damaged += 1
                 _LOG.warning('not shown: %s', error)
+            number, wait, self.unreachable = number + 1, _FIRST_WAIT, ''
 
     def server_close(self) -> None:
         """Stop reading, too."""
@@ -131,6 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
             'read': len(self.server.index) + self.server.damaged,
             'all': len(self.server.store),
             'damaged': self.server.damaged,
+            'unreachable': self.server.unreachable,
             'summary': self.server.index.summary() if not offset else None,
         }
 

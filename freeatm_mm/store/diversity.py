@@ -18,7 +18,7 @@ from PIL import Image
 
 from freeatm_mm.errors import InputError, counted
 from freeatm_mm.prompts import Noun
-from freeatm_mm.store.errors import StoreError
+from freeatm_mm.store.errors import StoreError, UnreachableStoreError
 from freeatm_mm.store.reader import Store
 
 __all__ = [
@@ -239,6 +239,8 @@ def store_diversity(
         for number in batch:
             try:
                 images.append(store[number].image.convert('RGB'))
+            except UnreachableStoreError:  # says nothing of the image
+                raise
             except StoreError:
                 unreadable += 1
         if images:

@@ -21,6 +21,7 @@ from freeatm_mm import cli
 from freeatm_mm.browse import StoreIndex, make_server, write_page
 from freeatm_mm.prompts import Noun
 from freeatm_mm.store import Sample, Store, write_store
+from freeatm_mm.store.errors import UnreachableStoreError
 
 TRUST = {'a': [0.9, 0.2], 'b': [0.6], 'c': [], 'd': [0.95]}
 NAMES = {'a': ['dog', 'ball'], 'b': ['Dogs'], 'c': [], 'd': ['</script><b>cat']}
@@ -207,6 +208,46 @@ def test_damaged_samples_are_counted(tmp_path):
     assert (content['found'], content['read'], content['damaged']) == (4, 5, 1)
     server.shutdown()
     server.server_close()
+
+
+def test_samples_of_a_server_that_is_away_for_a_moment_are_not_damaged(store, monkeypatch):
+    monkeypatch.setattr('freeatm_mm.browse.server._FIRST_WAIT', 0.001)
+    real, back, asked = store.read, threading.Event(), threading.Semaphore(0)
+
+    def read(number):
+        if number == 2 and not back.is_set():
+            asked.release()
+            raise UnreachableStoreError('its server answers 503')
+        return real(number)
+
+    monkeypatch.setattr(store, 'read', read)
+    server = make_server(store)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    assert asked.acquire(timeout=60) and asked.acquire(timeout=60)  # the second time it is noted
+    content = json.loads(get(server, '/cards')[1])
+    assert (content['read'], content['damaged']) == (2, 0)
+    assert content['unreachable'] == 'its server answers 503'
+    back.set()
+    server.reader.join(timeout=60)
+    content = json.loads(get(server, '/cards')[1])
+    assert (content['read'], content['damaged'], content['unreachable']) == (4, 0, '')
+    server.shutdown()
+    server.server_close()
+
+
+def test_waiting_for_a_server_ends_with_the_page(store, monkeypatch):
+    monkeypatch.setattr('freeatm_mm.browse.server._FIRST_WAIT', 3600.0)
+    asked = threading.Event()
+
+    def read(number):
+        asked.set()
+        raise UnreachableStoreError('its server answers 503')
+
+    monkeypatch.setattr(store, 'read', read)
+    server = make_server(store)
+    assert asked.wait(60)
+    server.server_close()
+    assert not server.reader.is_alive() and not server.damaged
 
 
 @pytest.mark.parametrize('port', [-1, 65_536, 10**20])

@@ -23,6 +23,7 @@ from freeatm_mm.datasets import dataset as module
 from freeatm_mm.errors import InputError
 from freeatm_mm.ops import noun_id
 from freeatm_mm.store import Sample, Store, StoreError, encode_sample, write_store
+from freeatm_mm.store.errors import UnreachableStoreError
 
 
 def make_folder(path, names):
@@ -102,6 +103,25 @@ def test_a_batch_from_an_address_is_few_requests(options, tmp_path, monkeypatch)
         with pytest.raises(StoreError, match=r'its server answers 503 \(2 tries\)$'):
             there.draw_batch(draws)
         assert len(server.asked) - before <= 2 * (3 + 2) and not there._unreadable.any()
+
+
+def test_samples_of_a_server_that_is_away_are_not_passed_over(tmp_path, monkeypatch):
+    """Else which samples are trained on would depend on the network."""
+    monkeypatch.setenv('FREEATM_CACHE', str(tmp_path / 'cache'))
+    monkeypatch.setattr('freeatm_mm.addresses.DELAYS', (0.0,))
+    path = make_store(tmp_path / 'served' / 'store')
+    pipeline = [dict(type='LoadFromStore'), *VIEW, dict(type='PackFreeATMInputs', grid_size=5)]
+    with serve_files(path.parent) as server:
+        dataset = FreeATMDataset(f'{server.address}/store', pipeline=pipeline, max_unreadable=0.5)
+        dataset[0]
+        server.mode, before = 503, len(server.asked)
+        for draw in (lambda: dataset[3], lambda: dataset.draw_batch([(3, 0), (4, 0), (5, 0)])):
+            with pytest.raises(UnreachableStoreError, match='answers 503') as caught:
+                draw()
+            assert 'max_unreadable' not in str(caught.value)
+        assert len(server.asked) - before <= 2 * (1 + 3 + 2)
+        server.mode = 'sound'
+        assert dataset[3]['data_samples'] is not None and not dataset._unreadable.any()
 
 
 def test_masks_left_out(tmp_path):

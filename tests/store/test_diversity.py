@@ -22,6 +22,7 @@ from freeatm_mm.store.diversity import (
     noun_coverage,
     store_diversity,
 )
+from freeatm_mm.store.errors import UnreachableStoreError
 
 
 def picture(seed, size=(64, 64)):
@@ -93,6 +94,20 @@ def test_a_store_of_copies_is_less_varied_than_one_of_different_images(tmp_path)
     assert varied.nouns.effective_nouns == pytest.approx(2)
     same = store_diversity(store_of(tmp_path / 'same', [picture(0)] * 5))
     assert same.effective_images == pytest.approx(1)
+
+
+def test_images_of_a_server_that_is_away_are_not_counted_as_unreadable(tmp_path, monkeypatch):
+    store = store_of(tmp_path / 'store', [picture(seed) for seed in range(3)])
+
+    def away(own, number):
+        if number == 1:
+            raise UnreachableStoreError('its server answers 503')
+        return real(own, number)
+
+    real = Store.__getitem__
+    monkeypatch.setattr(Store, '__getitem__', away)
+    with pytest.raises(UnreachableStoreError, match='answers 503'):
+        store_diversity(store)
 
 
 def test_the_tool_prints_and_writes_the_figures(tmp_path, capsys):
