@@ -79,8 +79,8 @@ class ImportReport:
         surplus: Masks left out as the image has more than are wanted: the smallest.
         crowds: Annotations of crowds, left out.
         encoded_anew: Images taken whose bytes a store can't hold as they are.
-        passed_over: Files of the folder of images that aren't named as a picture is, and linked
-            folders.
+        passed_over: Files of the folder of images that aren't named as a picture is, linked
+            folders, and folders, of masks too, that can't be listed.
         unmatched: Masks, or folders of them, that belong to no image.
         unusable: Images left out, each with the reason.
     """
@@ -111,7 +111,8 @@ class ImportReport:
             (
                 self.passed_over,
                 'other entry',
-                f'skipped: linked folders, and files that are not {", ".join(_SUFFIXES)}',
+                "skipped: linked folders, folders that can't be listed, and files that are not "
+                + ', '.join(_SUFFIXES),
             ),
             (self.unmatched, 'name', 'of masks, or folders of them, left out: no image has it'),
             (len(self.unusable), 'image', 'left out: not usable'),
@@ -341,6 +342,21 @@ def _folder(path: Path) -> Path:
     return path
 
 
+def _walk(folder: Path, report: ImportReport) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As `os.walk`; folders that can't be listed are counted.
+
+    Raises:
+        InputError: If the folder itself is none, or can't be listed.
+    """
+
+    def pass_over(error: OSError) -> None:
+        if Path(error.filename) == folder:
+            raise InputError(f"the folder {folder} can't be listed ({error.strerror})")
+        report.passed_over += 1
+
+    return os.walk(_folder(folder), onerror=pass_over)
+
+
 def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in _SUFFIXES
 
@@ -352,10 +368,11 @@ def _images(folder: Path, masks: Path, report: ImportReport) -> list[str]:
         Their paths in the folder, with '/'.
 
     Raises:
-        InputError: If there is none, or one is a link that leads out of the folder.
+        InputError: If there is none, one is a link that leads out of the folder, or the folder
+            can't be listed.
     """
     found = []
-    for where, folders, names in os.walk(_folder(folder)):
+    for where, folders, names in _walk(folder, report):
         own = [Path(where, name) for name in folders if not name.startswith('.')]
         report.passed_over += sum(path.is_symlink() for path in own)
         folders[:] = [path.name for path in own if path.resolve() != masks.resolve()]
@@ -407,7 +424,7 @@ def read_masks(images: Path, masks: Path, report: ImportReport, noun: str) -> It
     pictures = _images(images, masks, report)
     folders = {
         Path(where).relative_to(masks).as_posix()
-        for where, inner, names in os.walk(_folder(masks))
+        for where, inner, names in _walk(masks, report)
         if not inner or any(_is_picture(Path(name)) for name in names)
     }
     known = {_bare(name) for name in pictures}
@@ -473,7 +490,12 @@ def read_labels(images: Path, masks: Path, report: ImportReport, noun: str) -> I
     lines = [line.strip() for line in read_text(names).splitlines()]
     classes = [_noun(line, noun) for line in lines if line]
     pictures = _images(images, masks, report)
-    labelled = {_bare(path.relative_to(masks).as_posix()) for path in masks.rglob('*.png')}
+    labelled = {
+        _bare(Path(where, name).relative_to(masks).as_posix())
+        for where, _, names in _walk(masks, report)
+        for name in names
+        if name.endswith('.png')
+    }
     report.unmatched += len(labelled - {_bare(name) for name in pictures})
     for picture in pictures:
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -314,6 +315,28 @@ def test_images_in_folders_have_their_masks_in_the_same_folders(tmp_path, images
     first, second = Store(tmp_path / 'store')
     assert (first.key, first.meta['file'], len(first.nouns)) == ('b-a-b', 'b/a b.jpg', 2)
     assert (second.key, second.meta['file']) == ('c', 'c.png')
+
+
+@pytest.mark.parametrize('make', [make_masks, make_labels], ids=['masks', 'labels'])
+def test_folders_that_cannot_be_listed_are_counted(tmp_path, images, capsys, monkeypatch, make):
+    masks = make(tmp_path, images)
+    for folder in (images, masks):
+        (folder / 'shut').mkdir()
+    scandir, closed = os.scandir, 'shut'
+
+    def refuse(path):
+        if Path(path).name == closed:
+            raise PermissionError(13, 'Permission denied', str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, 'scandir', refuse)
+    words = ['import', make.__name__.removeprefix('make_'), images, masks, tmp_path / 'store']
+    assert exit_code(cli, [*words, '--quiet']) == 0
+    shown = capsys.readouterr().out
+    assert "2 other entries skipped: linked folders, folders that can't be listed" in shown
+    for closed in (images.name, masks.name):
+        assert exit_code(cli, [*words, '--quiet']) == 2
+        assert f"{closed} can't be listed (Permission denied)" in capsys.readouterr().err
 
 
 def test_where_no_image_has_masks_it_says_where_they_belong(tmp_path, images, capsys):
