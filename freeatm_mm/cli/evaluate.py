@@ -7,7 +7,8 @@ r"""Evaluate a pretrained backbone, frozen, on the real scenes of the miniature 
 
 What the row is called, the checkpoint says itself; what it doesn't say is asked for.
 
-Runs with different seeds or arms gather in one file: a run that is in it already is replaced.
+Runs with different seeds or arms gather in one file. Of a run that is in it already, figures that
+are measured again are replaced; the others stay, unless they were measured on other weights.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from freeatm_mm.compat import skip_multimodal_models
 from freeatm_mm.errors import InputError, tool
 from freeatm_mm.origins import origin_of, settle_label
 from freeatm_mm.results import (
-    add_row,
+    merge_row,
     metric_title,
     open_results,
     update_results,
@@ -164,8 +165,15 @@ def run(args: argparse.Namespace) -> None:
         found, more = evaluate_objects(model, garments, 'garment', args.batch_size)
         seconds = {**details.get('seconds', {}), **more['seconds']}
         metrics, details = {**metrics, **found}, {**details, **more, 'seconds': seconds}
-    row = {**label, 'metrics': metrics, 'details': details}
-    update_results(args.out, lambda results: add_row(results, row), args.out.stem, command)
+    details['weights_sha256'] = model.weights_sha256()
+    row, lost = {**label, 'metrics': metrics, 'details': details}, []
+
+    def change(results: dict) -> None:
+        lost[:] = merge_row(results, row)
+
+    update_results(args.out, change, args.out.stem, command)
+    if lost:
+        print(f'left out, as measured on other weights: the earlier figures {", ".join(lost)}')
     for name, value in metrics.items():
         print(f'{metric_title(name):42} {value:.4f}')
     print(f'{sum(details["seconds"].values()):.0f} s; kept in {args.out}')

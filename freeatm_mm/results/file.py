@@ -35,6 +35,7 @@ __all__ = [
     'add_row',
     'describe_hardware',
     'join_heads',
+    'merge_row',
     'new_results',
     'open_results',
     'package_versions',
@@ -299,6 +300,37 @@ def add_row(results: dict[str, Any], row: Mapping[str, Any]) -> None:
     rows = [old for old in results['rows'] if _identity(old) != identity] + [dict(row)]
     validate_results({**results, 'rows': rows})
     results['rows'] = rows
+
+
+def merge_row(results: dict[str, Any], row: Mapping[str, Any]) -> list[str]:
+    """Add a row in place as `add_row` does, with what an earlier one of the same weights has more.
+
+    Rows say which weights they are of by ``weights_sha256`` in their details; one that doesn't is
+    taken for one of the same, and the merged row then doesn't, either.
+
+    Returns:
+        The metrics that are lost, as they were measured on other weights.
+
+    Raises:
+        ValueError: If the row is not complete.
+    """
+    identity = _identity(row)
+    earlier = next((old for old in results['rows'] if _identity(old) == identity), None)
+    if earlier is None:
+        add_row(results, row)
+        return []
+    old, new = earlier.get('details', {}), row.get('details', {})
+    more = [name for name in earlier['metrics'] if name not in row['metrics']]
+    both = [details.get('weights_sha256') for details in (old, new)]
+    if not more or (all(both) and both[0] != both[1]):
+        add_row(results, row)
+        return more
+    details = {**old, **new, 'seconds': {**old.get('seconds', {}), **new.get('seconds', {})}}
+    if not all(both):
+        details.pop('weights_sha256', None)
+    metrics = {**earlier['metrics'], **row['metrics']}
+    add_row(results, {**row, 'metrics': metrics, 'details': details})
+    return []
 
 
 def join_heads(row: dict[str, Any], heads: Sequence[Mapping[str, float]]) -> None:
