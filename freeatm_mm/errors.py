@@ -29,6 +29,7 @@ __all__ = [
     'is_distant',
     'keeping_tracebacks',
     'listed',
+    'moving_to',
     'one_sentence',
     'pip_install',
     'print_any_text',
@@ -204,6 +205,21 @@ def one_sentence(error: BaseException) -> str:
     Of an error in a loading process, whose message holds the whole traceback, only its own words.
     """
     return ' '.join(worker_message(error).split()) or type(error).__name__
+
+
+@contextmanager
+def moving_to(device: object, what: str) -> Iterator[None]:
+    """Say it in a sentence where what is moved to a device in the `with` can't be.
+
+    Raises:
+        InputError: If there is no such device, or it has no room.
+    """
+    try:
+        yield
+    except (RuntimeError, AssertionError) as error:  # the second where torch is without CUDA
+        raise InputError(
+            f"{what} can't be moved to the device {device}: {one_sentence(error)}"
+        ) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -25,7 +25,7 @@ import torch
 from freeatm_mm.checkpoints import check_finite, load_weights
 from freeatm_mm.compat import read_checkpoints_safely
 from freeatm_mm.datasets.dataset import open_source
-from freeatm_mm.errors import InputError, MissingFileError, listed
+from freeatm_mm.errors import InputError, MissingFileError, listed, moving_to
 from freeatm_mm.files import (
     atomic_write,
     check_json,
@@ -48,8 +48,8 @@ class Detector:
 
     Raises:
         FileNotFoundError: If config or checkpoint don't exist.
-        ValueError: If the checkpoint isn't of the config or holds NaN, or the names of the classes
-            are nowhere to be found.
+        ValueError: If the checkpoint isn't of the config or holds NaN, the names of the classes
+            are nowhere to be found, or there is no such device.
     """
 
     def __init__(self, config: str | Path, checkpoint: str | Path, device: str = 'cpu') -> None:
@@ -62,7 +62,9 @@ class Detector:
 
         read_checkpoints_safely()
 
-        self.model = init_detector(str(config), str(checkpoint), device=device)
+        self.model = init_detector(str(config), str(checkpoint), device='cpu')
+        with moving_to(device, f'the detector of {config}'):
+            self.model.to(device)
         # mmdet would warn, and go on with random weights in the place of what doesn't fit.
         weights = load_weights(checkpoint)
         check_finite(weights, checkpoint)

@@ -18,7 +18,7 @@ from freeatm_mm.compat import (
     limit_chat_templates,
     no_code_from_data,
 )
-from freeatm_mm.errors import MissingFileError, is_distant, one_sentence, pip_install
+from freeatm_mm.errors import MissingFileError, is_distant, moving_to, one_sentence, pip_install
 from freeatm_mm.generation.calls import scheduler_of
 from freeatm_mm.generation.folders import INDEX, check_folder, files_of
 from freeatm_mm.generation.loras import LoraError, add_loras, find_lora, parse_lora
@@ -147,12 +147,8 @@ def load_pipeline(
             raise ValueError(
                 f"the pipeline {source} can't be loaded: {one_sentence(error)}"
             ) from error
-    try:
+    with moving_to(device, f'the pipeline {source}'):
         _place(pipe, device, offload)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"the pipeline {source} can't be moved to the device {device}: {one_sentence(error)}"
-        ) from error
     records = tuple(
         {
             'name': name if path != Path(name) else path.name,

@@ -43,7 +43,7 @@ from transformers import (
 from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
 from freeatm_mm import compat
-from freeatm_mm.errors import InputError
+from freeatm_mm.errors import InputError, moving_to
 from freeatm_mm.files import atomic_write
 from freeatm_mm.generation.pipelines import load_pipeline
 from freeatm_mm.miniature.compose import compose_scenes
@@ -123,7 +123,9 @@ def train_generator(
         _copy_networks(networks, start)
         vae.eval()
         vae.register_to_config(scaling_factor=start.vae.config.scaling_factor)
-        latents = _encoded(vae.to(device), images, work / 'latents.npy', device)
+        with moving_to(device, 'the autoencoder'):
+            vae.to(device)
+        latents = _encoded(vae, images, work / 'latents.npy', device)
         if not _train_decoder(vae, images, latents, work, plan, device, deadline):
             return False
     else:
@@ -429,7 +431,8 @@ class _Training:
         self.batch_size = batch_size
         self.path = work / f'{name}.pt'
         self.curve_path = work / f'{name}_loss.json'
-        named = [item for part in parts.values() for item in part.to(device).named_parameters()]
+        with moving_to(device, f'the {name}'):
+            named = [item for part in parts.values() for item in part.to(device).named_parameters()]
         parameters = [p for _, p in named]
         # Muon is for the matrices between a network's ends, and takes nothing else: a kernel is
         # one of them, seen flat, in the same memory.

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from freeatm_mm.errors import InputError
+from freeatm_mm.errors import InputError, moving_to
 from freeatm_mm.miniature.tensors import images_to_tensor
 from freeatm_mm.progress import progress_bar
 from freeatm_mm.store.regions import Segmenter
@@ -153,7 +153,8 @@ def train_slots(
         InputError: If the loss is not finite.
     """
     pictures = torch.cat([_read_images(images[i : i + 256]) for i in range(0, len(images), 256)])
-    pictures, network = pictures.to(device), network.to(device).train()
+    with moving_to(device, 'the network'):
+        pictures, network = pictures.to(device), network.to(device).train()
     optimizer = torch.optim.Adam(network.parameters(), lr)
     warm = max(steps // 50, 1)
     schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -22,6 +22,7 @@ weights under test is random.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import inspect
 import io
 import json
@@ -38,6 +39,7 @@ from PIL import Image
 from torch import nn
 
 from freeatm_mm.checkpoints import check_finite, fit, load_weights
+from freeatm_mm.errors import moving_to
 from freeatm_mm.probing.metrics import (
     accuracy,
     confusion_matrix,
@@ -228,6 +230,14 @@ class FeatureModel:
             raise ValueError(f'{type(self.backbone).__name__} gave features that are NaN')
         return features.float()
 
+    def weights_sha256(self) -> str:
+        """Digest of the backbone's weights, which tells two of them apart."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.backbone.state_dict().items()):
+            digest.update(f'{name} {value.dtype} {tuple(value.shape)};'.encode())
+            digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
     def pad(self, maps: torch.Tensor) -> torch.Tensor:
         """Pad pictures as the backbone does, with zeros, so that cells of the feature map fit.
 
@@ -289,7 +299,7 @@ def load_model(
         FileNotFoundError: If the config or the checkpoint is missing.
         ValueError: If less than 95 % of the backbone's tensors are in the checkpoint with their
             shape, naming those that are missing, or they are NaN or infinite, or the config has no
-            backbone.
+            backbone, or there is no such device.
     """
     from mmengine.config import Config
     from mmengine.registry import DefaultScope
@@ -338,7 +348,8 @@ def load_model(
             )
         match.load(backbone)
     backbone.requires_grad_(False).eval()
-    return FeatureModel(backbone.to(device), preprocessor.to(device), matched, len(own))
+    with moving_to(device, f'the {type(backbone).__name__}'):
+        return FeatureModel(backbone.to(device), preprocessor.to(device), matched, len(own))
 
 
 # --- features ---------------------------------------------------------------------------------

@@ -251,3 +251,9 @@ def test_weights_of_another_detector_are_refused(parts, tmp_path):
     torch.save(content, tmp_path / 'nan.pth')
     with pytest.raises(InputError, match='NaN'):
         Detector(CONFIG, tmp_path / 'nan.pth')
+
+
+def test_a_device_that_is_not_there_is_one_sentence(parts, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        detect(parts, tmp_path / 'out.json', '--device', 'cuda:99')
+    assert "resnet.py can't be moved to the device cuda:99: " in capsys.readouterr().err

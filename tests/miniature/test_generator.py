@@ -264,6 +264,11 @@ def test_no_code_of_a_saved_training_is_run(tmp_path):
     assert not (tmp_path / 'marker').exists()
 
 
+def test_a_device_that_is_not_there_is_one_sentence(tmp_path):
+    with pytest.raises(InputError, match="the unet can't be moved to the device cuda:99: ."):
+        _Training('unet', {'net': torch.nn.Linear(2, 1)}, 8, 2, 1.0, tmp_path, 'cuda:99', 0)
+
+
 def test_an_unknown_architecture_is_refused():
     with pytest.raises(ValueError, match="architecture must be one of .*got 'vit'"):
         GeneratorPlan(architecture='vit')

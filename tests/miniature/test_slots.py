@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 import torch
 from helpers.tools import load_tool
 
+from freeatm_mm.errors import InputError
 from freeatm_mm.miniature.slots import SlotAttention, slot_regions, train_slots
 
 torch.set_num_threads(1)
@@ -60,6 +62,13 @@ def test_training_draws_the_pictures_better_and_regions_follow():
     assert set(np.unique(labels[0])) <= {0, 1}
     again = slot_regions(network)([images[0]], ['c'])[0]
     assert (again == labels[0]).all()
+
+
+def test_a_device_that_is_not_there_is_one_sentence():
+    with pytest.raises(InputError, match="the network can't be moved to the device cuda:99: ."):
+        train_slots(
+            SlotAttention(2, width=4, size=8), np.zeros((1, 8, 8, 3), np.uint8), 1, device='cuda:99'
+        )
 
 
 def test_the_tool_says_how_short_the_training_was(known_sources, tmp_path, capsys):

@@ -7,6 +7,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from sklearn.linear_model import LogisticRegression
 
 pytest.importorskip('mmpretrain')
 
+from freeatm_mm.errors import InputError  # noqa: E402
 from freeatm_mm.probing import features  # noqa: E402
 from freeatm_mm.probing.features import (  # noqa: E402
     SPLITS,
@@ -32,7 +34,7 @@ from freeatm_mm.probing.features import (  # noqa: E402
     load_weights,
     standardise,
 )
-from freeatm_mm.results import read_results, unpack_outcomes  # noqa: E402
+from freeatm_mm.results import read_results, unpack_outcomes, write_results  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
@@ -411,6 +413,11 @@ def test_splits_with_other_categories_are_refused(world, tmp_path, resnet, make_
         evaluate_features(resnet, tmp_path)
 
 
+def test_a_device_that_is_not_there_is_one_sentence():
+    with pytest.raises(InputError, match="the ResNet can't be moved to the device cuda:99: ."):
+        load_model(config_of(RESNET), device='cuda:99')
+
+
 def test_evaluate_tool_gathers_runs_in_one_file(world, tmp_path, monkeypatch, capsys):
     config = tmp_path / 'tiny.py'
     config.write_text(
@@ -473,10 +480,55 @@ def test_rows_that_others_add_meanwhile_stay(tmp_path, monkeypatch):
             tool('1')
         return {'linear': 0.5}, {'seconds': {'linear': 1.0}}
 
-    monkeypatch.setattr(features, 'load_model', lambda *_, **__: None)
+    model = SimpleNamespace(weights_sha256=lambda: 'a')
+    monkeypatch.setattr(features, 'load_model', lambda *_, **__: model)
     monkeypatch.setattr(features, 'evaluate_features', measure)
     tool('0')
     assert [row['seed'] for row in read_results(out)['rows']] == [1, 0]
+
+
+def test_what_is_not_measured_again_stays_in_the_row(tmp_path, monkeypatch, capsys):
+    """Figures of the scenes beside those of the garments, as long as both are of one network."""
+    (tmp_path / 'tiny.py').write_text('')
+    out, weights = tmp_path / 'x.json', ['a']
+    figures = {'linear': 0.5, 'linear_garment': 0.25}
+
+    def tool(*on):
+        arguments = ['--random', '--seed', '0', '--world', 'W', '--out', str(out), '--on', *on]
+        load_tool('evaluate').main([str(tmp_path / 'tiny.py'), *arguments])
+        (row,) = read_results(out)['rows']
+        return row['metrics'], row['details']
+
+    def measure(name):
+        return lambda *_: ({name: figures[name]}, {'of': name, name: 1, 'seconds': {name: 1.0}})
+
+    model = SimpleNamespace(weights_sha256=lambda: weights[0])
+    monkeypatch.setattr(features, 'load_model', lambda *_, **__: model)
+    monkeypatch.setattr(features, 'evaluate_features', measure('linear'))
+    monkeypatch.setattr(features, 'evaluate_objects', measure('linear_garment'))
+    monkeypatch.setattr('freeatm_mm.miniature.garments.load_garments', lambda _: {})
+    tool('scenes')
+    metrics, details = tool('garments')
+    assert metrics == figures and details['linear'] == details['linear_garment'] == 1
+    assert details['seconds'].keys() == figures.keys() and details['weights_sha256'] == 'a'
+    figures['linear'] = 0.75
+    assert tool('scenes')[0] == figures
+    assert 'left out' not in capsys.readouterr().out
+    weights[0] = 'b'
+    metrics, details = tool('garments')
+    assert metrics == {'linear_garment': 0.25} and 'linear' not in details['seconds']
+    assert 'on other weights: the earlier figures linear\n' in capsys.readouterr().out
+    # Rows of earlier versions don't say which weights they are of.
+    results = read_results(out)
+    del results['rows'][0]['details']
+    write_results(out, results)
+    metrics, details = tool('scenes')
+    assert metrics == figures and 'weights_sha256' not in details
+
+
+def test_weights_have_a_digest():
+    digests = [load_model(config_of(RESNET), seed=seed).weights_sha256() for seed in (1, 1, 2)]
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_single_objects_under_their_masks_and_in_whole_images():
