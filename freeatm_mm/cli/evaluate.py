@@ -166,7 +166,8 @@ def run(args: argparse.Namespace) -> None:
         seconds = {**details.get('seconds', {}), **more['seconds']}
         metrics, details = {**metrics, **found}, {**details, **more, 'seconds': seconds}
     details['weights_sha256'] = model.weights_sha256()
-    row, lost = {**label, 'metrics': metrics, 'details': details}, []
+    row = {**label, 'metrics': metrics, 'details': details}
+    lost: list[str] = []
 
     def change(results: dict) -> None:
         lost[:] = merge_row(results, row)
