@@ -8,14 +8,15 @@ import re
 import shlex
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from freeatm_mm.errors import InputError, RunError, counted
-from freeatm_mm.files import atomic_write
-from freeatm_mm.miniature.layout import config_of, read_layout
+from freeatm_mm.files import atomic_write, read_json
+from freeatm_mm.miniature.layout import config_of, miniature_methods, read_layout
 from freeatm_mm.miniature.processes import can_share_imports, run_command, run_with_imports
 
 __all__ = [
@@ -26,9 +27,10 @@ __all__ = [
     'choose_samples',
     'chosen_ids',
     'generate_store',
-    'keep_cfg_options',
+    'keep_settings',
     'make_world',
     'pretrain',
+    'store_sha256',
 ]
 
 
@@ -404,28 +406,84 @@ def pretrain(
     return Path(work_dir) / f'epoch_{epochs}.pth'
 
 
-def keep_cfg_options(out: Path, options: list[str]) -> None:
-    """Refuse a job's folder whose pretrainings have another config, which resuming would mix.
+def keep_settings(
+    out: Path,
+    settings: Mapping[str, Any],
+    data_setting: Callable[[str], str] = lambda name: '',
+) -> None:
+    """Refuse a job's folder that was begun with other settings, which resuming would mix.
 
     Args:
-        out: Folder of the job; the options are kept in its ``cfg-options.json``, if there are any.
-        options: ``key=value`` of all its pretrainings.
+        out: Folder of the job; the settings are kept in its ``settings.json``. Of one that an
+            earlier version began, what its commands and ``cfg-options.json`` tell is held to.
+        settings: All that decides what is pretrained and isn't in the names of rows, by option;
+            those that an earlier call didn't name are added. Files and stores by their sha256.
+        data_setting: Given a pretraining's folder, the setting that says what store it is of;
+            empty for none.
 
     Raises:
         InputError: If it was begun with others.
     """
-    path = out / 'cfg-options.json'
-    kept = [] if (out / 'steps.json').exists() else options
-    if path.exists():
-        kept = json.loads(path.read_text())
-    if sorted(kept) != sorted(options):
-        raise InputError(
-            f'{out} holds pretrainings with --cfg-options {" ".join(kept) or "of none"}, not '
-            f'{" ".join(options) or "of none"}: choose another --out'
-        )
-    if options and not path.exists():
+    path = out / 'settings.json'
+    before = read_json(path, shape={}) if path.exists() else None
+    kept = _past_settings(out, data_setting) if before is None else dict(before)
+    for name, value in settings.items():
+        if kept.setdefault(name, value) != value:
+            raise InputError(
+                f'{out} was begun {_tell(name, kept[name])}, not {_tell(name, value)}: choose '
+                'another --out'
+            )
+    if kept != before:
         with atomic_write(path) as file:
-            file.write(json.dumps(options).encode())
+            file.write(json.dumps(kept, indent=1).encode())
+
+
+def _tell(name: str, value: Any) -> str:
+    """A setting in words."""
+    if value is True:
+        return f'with {name}'
+    if not value:
+        return f'without {name}'
+    if isinstance(value, list):
+        return f'with {name} {" ".join(value)}'
+    return f'with {name} {value}' if isinstance(value, int) else f'with {name} of sha256 {value}'
+
+
+def store_sha256(path: str | Path) -> str:
+    """Return a digest of a store's manifest, which has its settings and its shards' checksums.
+
+    Raises:
+        StoreError: If it can't be opened.
+    """
+    from freeatm_mm.store import Store
+
+    return hashlib.sha256(json.dumps(Store(path).manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _past_settings(out: Path, data_setting: Callable[[str], str]) -> dict[str, Any]:
+    """What can be told of a folder that an earlier version began; of a new one nothing."""
+    steps, options = out / 'steps.json', out / 'cfg-options.json'
+    known: dict[str, Any] = {}
+    if options.exists():
+        known['--cfg-options'] = sorted(json.loads(options.read_text()))
+    elif steps.exists():
+        known['--cfg-options'] = []
+    configs = {str(config_of(method)) for method in miniature_methods()}
+    for line in json.loads(steps.read_text()) if steps.exists() else ():
+        tool, *words = (word.replace('{out}', str(out)) for word in shlex.split(line)[1:])
+        following = dict(zip(words, words[1:]))
+        if tool == 'tools/miniature/make_world.py' and '--prompts' in words:
+            known.setdefault('--images', int(following['--prompts']))
+        elif tool == 'tools/train.py' and words[0] in configs:
+            known.setdefault('--bf16', '--bf16' in words)
+            known.setdefault('--fast', 'train_dataloader.dataset.in_memory=True' in words)
+            store, setting = following['--data-root'], data_setting(following['--work-dir'])
+            if setting and store in (f'{out}/synthetic', f'{out}/world/exact'):  # made by the job
+                known.setdefault(setting, None)
+            elif setting and setting not in known:
+                with suppress(InputError, OSError):  # it may be there no more
+                    known[setting] = store_sha256(store)
+    return known
 
 
 def _check_length(work_dir: Path, epochs: int) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from functools import partial
 
 import pytest
-from helpers.tools import load_tool, planned
+from helpers.tiny_stores import make_store
+from helpers.tools import exit_code, load_tool, planned
 from mmengine.config import Config
 
 from freeatm_mm.miniature.job import Step
@@ -66,6 +68,33 @@ def test_regimes_alone(capsys, tmp_path):
     ]
     assert evaluated == [('real', 'false'), ('mixed', 'false'), ('mixed', 'true')]
     assert len([command for command in commands if command[0] == 'tools/train.py']) == 4
+
+
+def test_a_folder_holds_to_what_its_pretrainings_share(tmp_path, monkeypatch, capsys):
+    """Also one of an earlier version, which kept nothing but its commands."""
+    store, twin = (make_store(tmp_path / f'store{seed}', 20, seed=seed) for seed in range(2))
+    for number, name in enumerate(('world', 'elsewhere')):
+        make_store(tmp_path / name / 'exact', 20, seed=number)
+    monkeypatch.setattr(tool.Job, 'run', lambda *_, **__: None)
+    out, world = tmp_path / 'out', tmp_path / 'world'
+    fixed = ['--garments', '--methods', 'simclr', '--seeds', '1', '--out', str(out)]
+    options = [*fixed, '--synthetic', str(store), '--world', str(world)]
+    lines = [shlex.join(['python', *command]) for command in plan(capsys, *options)]
+    for earlier in (False, True):
+        if earlier:
+            (out / 'settings.json').unlink()
+            (out / 'steps.json').write_text(json.dumps(dict.fromkeys(lines, 1.0)))
+        else:
+            assert exit_code(tool, options) == 0
+        for changed, message in (
+            ([*options, '--fast'], 'was begun without --fast, not with --fast'),
+            ([*options, '--synthetic', twin], 'was begun with --synthetic of sha256 '),
+            ([*options, '--world', tmp_path / 'elsewhere'], 'was begun with --world of sha256 '),
+            ([*fixed, '--synthetic', store], 'not without --world: choose another --out'),
+        ):
+            assert exit_code(tool, changed) == 2
+            assert message in capsys.readouterr().err
+        assert exit_code(tool, [*options, '--seeds', '2', '--methods', 'mae']) == 0
 
 
 def test_fast_runs(capsys, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from mmengine.config import Config, DictAction
 from freeatm_mm.datasets.batches import BatchPipeline
 from freeatm_mm.errors import InputError
 from freeatm_mm.miniature.arms import ARMS
-from freeatm_mm.miniature.job import check_same_pictures, chosen_ids, keep_cfg_options
+from freeatm_mm.miniature.job import check_same_pictures, chosen_ids, keep_settings
 from freeatm_mm.miniature.layout import read_layout
 from freeatm_mm.miniature.scenes import sample_prompt
 from freeatm_mm.prompts import PromptRecord, read_prompts, write_prompts
@@ -321,15 +322,75 @@ def test_a_config_may_be_changed_for_all_arms_alike(capsys, tmp_path, monkeypatc
     assert 'model.positives is what --arms same_noun changes' in capsys.readouterr().err
     assert exit_code(tool, [*options, 'train_cfg.max_epochs=3', '--dry-run']) == 2
     assert 'beginning with model. or optim_wrapper.' in capsys.readouterr().err
-    keep_cfg_options(tmp_path / 'one', changed)
-    keep_cfg_options(tmp_path / 'one', changed[::-1])
-    with pytest.raises(InputError, match='queue_len=1024 .*, not of none: choose another --out'):
-        keep_cfg_options(tmp_path / 'one', [])
-    (tmp_path / 'two').mkdir()
-    keep_cfg_options(tmp_path / 'two', [])
-    (tmp_path / 'two/steps.json').write_text('{}')
-    with pytest.raises(InputError, match='--cfg-options of none, not model.queue_len'):
-        keep_cfg_options(tmp_path / 'two', changed)
+
+
+def test_a_folder_holds_to_what_its_pretrainings_share(tmp_path, monkeypatch, capsys):
+    """Resumed with another pool, precision or config, rows would have the figures of the first."""
+    pool, twin, other = (make_store(tmp_path / f'pool{seed}', 20, seed=seed) for seed in range(3))
+    prompts = tmp_path / 'prompts.jsonl'
+    write_prompts(prompts, (PromptRecord(key, 'a dog') for key in Store(pool).sample_keys()))
+    started = []
+    monkeypatch.setattr(tool.Job, 'run', lambda *words, **_: started.append(words))
+    monkeypatch.setattr(tool, 'report', lambda *_: None)
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    options = ['--out', tmp_path / 'out', '--images', '6', '--cfg-options', 'model.queue_len=64']
+    both = ['--pool', pool, '--pools', f'plain={other}']
+    assert exit_code(tool, [*options, *both]) == 0
+    more = [*both, f'second={twin}', '--seeds', '2', '--arms', 'box', '--on', 'garments']
+    assert exit_code(tool, [*options, *more]) == 0
+    capsys.readouterr()
+    begun = len(started)
+    for changed, message in (
+        ([*more, '--bf16'], 'was begun without --bf16, not with --bf16: choose another --out'),
+        ([*more, '--fast'], 'without --fast, not with --fast'),
+        ([*more, '--images', '7'], 'with --images 6, not with --images 7'),
+        ([*more, '--cfg-options', 'model.queue_len=8'], 'len=64, not with --cfg-options model.'),
+        (['--pool', twin, *more[2:]], 'with --pool of sha256 '),
+        ([*both[:2], '--pools', f'plain={twin}'], 'with the store plain of sha256 '),
+        ([*more, '--pool-prompts', prompts], 'without --pool-prompts, not with --pool-prompts of'),
+        ([], 'not without --pool: choose another --out'),
+    ):
+        assert exit_code(tool, [*options, *changed]) == 2
+        assert message in capsys.readouterr().err
+    assert len(started) == begun
+
+
+def test_a_folder_of_an_earlier_version_holds_to_what_it_tells(capsys, tmp_path):
+    """Of its commands, and of the config's options that it kept; what it doesn't tell is taken."""
+    pool, twin, gone = (make_store(tmp_path / f'pool{seed}', 20, seed=seed) for seed in range(3))
+    options = ['--images', '6', '--arms', 'freeatm', 'felzenszwalb', '--fast']
+
+    def begin(name, *words):
+        out = tmp_path / name
+        words = [*options, *map(str, words), '--out', str(out)]
+        lines = [shlex.join(['python', *command]) for command in plan(capsys, *words)]
+        out.mkdir()
+        steps = {line.replace(str(out), '{out}'): 1.0 for line in lines}
+        (out / 'steps.json').write_text(json.dumps(steps))
+        return out, words
+
+    def keep(out, *words):
+        given = tool.settings(tool.parse_args(list(map(str, words))))
+        keep_settings(out, given, tool.data_setting)
+        assert json.loads((out / 'settings.json').read_text()) == given
+
+    for name, words in (('with', ['--pool', pool, '--pools', f'plain={twin}']), ('without', [])):
+        out, words = begin(name, *words)
+        other = ['--pool', twin], ['--bf16'], ['--images', '7'], ['--cfg-options', 'model.a=1']
+        for more in (*other, *([['--pools', f'plain={pool}']] if name == 'with' else [])):
+            with pytest.raises(InputError, match='was begun with.*: choose another --out'):
+                keep(out, *words, *more)
+        assert not (out / 'settings.json').exists()
+        keep(out, *words)
+    out, words = begin('gone', '--pool', gone)
+    shutil.rmtree(gone)
+    keep(out, *words, '--pool', pool)
+    out = tmp_path / 'note'
+    out.mkdir()
+    (out / 'cfg-options.json').write_text('["model.b=2", "model.a=1"]')
+    with pytest.raises(InputError, match='with --cfg-options model.a=1 model.b=2, not without'):
+        keep(out)
+    keep(out, '--cfg-options', 'model.a=1', 'model.b=2')
 
 
 def test_the_configs_are_made_for_batches_in_memory():

@@ -25,6 +25,7 @@ from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import number, whole
 from freeatm_mm.downstream.runs import BENCHMARKS
 from freeatm_mm.errors import InputError, counted, tool
+from freeatm_mm.files import file_sha256
 from freeatm_mm.methods import METHODS, UNTRAINED
 from freeatm_mm.miniature.arms import ARMS
 from freeatm_mm.miniature.job import (
@@ -33,9 +34,10 @@ from freeatm_mm.miniature.job import (
     check_same_pictures,
     choose_samples,
     generate_store,
-    keep_cfg_options,
+    keep_settings,
     make_world,
     pretrain,
+    store_sha256,
 )
 from freeatm_mm.miniature.layout import (
     config_of,
@@ -271,7 +273,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError('--cfg-options names a key twice')
     os.chdir(ROOT)
     if not args.dry_run:
-        keep_cfg_options(args.out, args.cfg_options)
+        if args.pool:
+            check_stores(args)
+        keep_settings(args.out, settings(args), data_setting)
     job = DryJob() if args.dry_run else Job(args.out, share_imports=True)
     make_world(
         job,
@@ -293,13 +297,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.pool:
         world, out = f'{args.out}/world', f'{args.out}/synthetic'
         generate_store(job, args.generator, world, out, args.steps, args.guidance)
-    elif not args.dry_run:
-        for _, store in args.masks_of:
-            check_same_pictures(args.pool, store, same_ids=args.same_ids)
-        check_stores_named(args)
-        for name in ['', *names]:
-            for seed in range(args.seeds):
-                samples_of(args, seed, name)
     # Lines of work side by side shouldn't fight for cores.
     os.environ.setdefault('OMP_NUM_THREADS', str(max((os.cpu_count() or 1) // args.jobs, 1)))
     for following in (False, True):
@@ -353,6 +350,38 @@ def report(job: Job, args: argparse.Namespace) -> None:
 def sample_list(args: argparse.Namespace, seed: int, name: str = '') -> Path:
     """Where the list of a seed's samples is: of the pool, or of another store by its name."""
     return args.out / 'samples' / name / f'{args.images}-seed{seed}.json'
+
+
+def check_stores(args: argparse.Namespace) -> None:
+    """Check that the stores hold what is taken of them, and list each seed's samples."""
+    for _, store in args.masks_of:
+        check_same_pictures(args.pool, store, same_ids=args.same_ids)
+    check_stores_named(args)
+    for name in ['', *(name for name, _ in args.masks_of + args.pools)]:
+        for seed in range(args.seeds):
+            samples_of(args, seed, name)
+
+
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What all pretrainings in one folder share, however many there are."""
+    prompts = args.pool_prompts
+    return {
+        '--cfg-options': sorted(args.cfg_options),
+        '--bf16': args.bf16,
+        '--fast': args.fast,
+        '--images': args.images,
+        '--pool': store_sha256(args.pool) if args.pool else None,
+        '--pool-prompts': file_sha256(prompts) if prompts else None,
+        **{f'the store {name}': store_sha256(path) for name, path in args.masks_of + args.pools},
+    }
+
+
+def data_setting(work_dir: str) -> str:
+    """The setting that says which store a pretraining is of; empty for those made here."""
+    regime, _, name, _ = Path(work_dir).name.split('-')
+    if regime != 'synthetic' or (name in ARMS and ARMS[name].regions):
+        return ''
+    return '--pool' if name in ARMS else f'the store {name}'
 
 
 def check_stores_named(args: argparse.Namespace) -> None:

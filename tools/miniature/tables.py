@@ -20,6 +20,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -32,8 +33,10 @@ from freeatm_mm.miniature.job import (
     DryJob,
     Job,
     generate_store,
+    keep_settings,
     make_world,
     pretrain,
+    store_sha256,
 )
 from freeatm_mm.miniature.layout import config_of, miniature_methods, read_layout, read_settings
 from freeatm_mm.results import (
@@ -149,6 +152,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Lines of work side by side shouldn't fight for cores.
     threads = max((os.cpu_count() or 1) // args.jobs, 1)
     os.environ.setdefault('OMP_NUM_THREADS', str(threads))
+    if not args.dry_run:
+        keep_settings(args.out, settings(args), data_setting)
     job = DryJob() if args.dry_run else Job(args.out, share_imports=True)
     world, synthetic = make_data(job, args)
     lines: list[Callable[[], None]] = []
@@ -172,6 +177,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         write_tables(args, job)
     return 0
+
+
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What all pretrainings in one folder share, however many there are."""
+    exact = {}
+    if not args.world:
+        exact = {'--world': None, '--images': args.images}
+    elif {'real', 'mixed'} & set(args.regimes):
+        exact = {'--world': store_sha256(f'{args.world}/exact')}
+    synthetic = store_sha256(args.synthetic) if args.synthetic else None
+    return {'--fast': args.fast, '--synthetic': synthetic, **exact}
+
+
+def data_setting(work_dir: str) -> str:
+    """The setting that says which store a pretraining is of."""
+    regime = Path(work_dir).name.split('-')[0]
+    return '--world' if regime in ('real', 'half') else '--synthetic'
 
 
 def make_data(job: Job | DryJob, args: argparse.Namespace) -> tuple[str, str]:
