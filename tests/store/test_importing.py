@@ -335,7 +335,7 @@ def test_folders_that_cannot_be_listed_are_counted(tmp_path, images, capsys, mon
     shown = capsys.readouterr().out
     assert "2 other entries skipped: linked folders, folders that can't be listed" in shown
     for closed in (images.name, masks.name):
-        assert exit_code(cli, [*words, '--quiet']) == 2
+        assert exit_code(cli, [*words[:-1], tmp_path / f'of-{closed}', '--quiet']) == 2
         assert f"{closed} can't be listed (Permission denied)" in capsys.readouterr().err
 
 
