@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from freeatm_mm.cli._paths import path_here
 from freeatm_mm.errors import counted, tool
 from freeatm_mm.files import atomic_write, check_replaceable
-from freeatm_mm.results import read_results
+from freeatm_mm.results import is_smoke, read_results
 from freeatm_mm.results.paper_tables import (
     TABLES,
     belongs,
@@ -60,20 +60,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         parts += [table_markdown(ours, table), improvements(ours, table)]
     text = '\n'.join(part for part in parts if part)
     print(text)
-    homeless = [
-        f'{row.get("method")} (seed {row["seed"]}: {", ".join(row["metrics"])})'
-        for result in results
-        for row in result['rows']
-        if not any(belongs(row, table) for table in TABLES)
-    ]
-    if homeless:
+    homeless: dict[bool, list[str]] = {True: [], False: []}
+    for result in results:
+        for row in result['rows']:
+            if not any(belongs(row, table) for table in TABLES):
+                homeless[is_smoke(row)].append(
+                    f'{row.get("method")} (seed {row["seed"]}: {", ".join(row["metrics"])})'
+                )
+    if homeless[True]:
+        print(
+            f'tables.py: {counted(len(homeless[True]), "row")} of --smoke left out, a few images '
+            f'being no result: {"; ".join(homeless[True])}',
+            file=sys.stderr,
+        )
+    if homeless[False]:
         own = '; '.join(
             f'Table {table} {", ".join(sorted(own_metrics(table)))}' for table in TABLES
         )
         print(
-            f'tables.py: {counted(len(homeless), "row")} in none of the tables: '
-            f'{"; ".join(homeless)}. Rows of random and supervised weights need a metric that one '
-            f'table alone has: {own}',
+            f'tables.py: {counted(len(homeless[False]), "row")} in none of the tables: '
+            f'{"; ".join(homeless[False])}. Rows of random and supervised weights need a '
+            f'metric that one table alone has: {own}',
             file=sys.stderr,
         )
     if args.out:

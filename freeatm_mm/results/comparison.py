@@ -15,14 +15,19 @@ __all__ = [
     'PairedDifference',
     'arm_name',
     'arm_names',
+    'check_options',
     'comparisons',
     'epochs_to_match',
     'holm',
+    'is_smoke',
     'is_untrained',
     'paired_difference',
     'runs_of',
     'summarise_rows',
 ]
+
+#: Of the figures of some rows together: what each metric was measured with.
+Options = dict[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -75,13 +80,56 @@ class Group:
 
 
 def runs_of(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a result file that are runs, not benchmarks."""
-    return [row for row in results['rows'] if 'case' not in row]
+    """The rows of a result file that are runs, not benchmarks.
+
+    Raises:
+        ValueError: If one is of ``--smoke``.
+    """
+    runs = [row for row in results['rows'] if 'case' not in row]
+    for row in runs:
+        if is_smoke(row):
+            raise ValueError(
+                f'the row of {arm_name(row["method"], row["regime"], row["masks"])}, seed '
+                f'{row["seed"]}, is of --smoke, a few images, and no result: leave it out'
+            )
+    return runs
+
+
+def is_smoke(row: Mapping[str, Any]) -> bool:
+    """Whether a row was made with ``--smoke``, by two steps and a few images."""
+    return row.get('scale') == 'smoke'
+
+
+def check_options(known: Options, row: Mapping[str, Any], metric: str, name: str) -> None:
+    """Refuse to put figures together that were measured with unlike options.
+
+    Args:
+        known: What the metrics of the earlier rows were measured with; this one's is added.
+        row: The row.
+        metric: One of its metrics.
+        name: Of the arm, for messages.
+
+    Raises:
+        ValueError: If an earlier row's figure had other options.
+    """
+    given = tuple(row.get('options', {}).get(metric, ()))
+    found = known.setdefault(metric, given)
+    if found != given:
+        either = ' and '.join(' '.join(each) or 'none' for each in (found, given))
+        raise ValueError(
+            f'the rows of {name} differ in the options of {metric}, {either}: make a table of each'
+        )
 
 
 def summarise_rows(results: Mapping[str, Any]) -> list[Group]:
-    """Gather the runs of a result file by method, regime, masks and epochs, in file order."""
+    """Gather the runs of a result file by method, regime, masks and epochs, in file order.
+
+    Raises:
+        ValueError: If two rows give the same number for one seed, or the rows of a group were
+            measured with unlike options, or one with ``--smoke``.
+    """
     groups: dict[tuple, dict[str, dict[Any, float]]] = {}
+    options: dict[tuple, Options] = {}
     for row in runs_of(results):
         key = (row['method'], row['regime'], row['masks'], row['epochs'])
         values = groups.setdefault(key, {})
@@ -91,6 +139,7 @@ def summarise_rows(results: Mapping[str, Any]) -> list[Group]:
                     f'Two rows give {name} for {arm_name(*key[:3])}, epochs {key[3]}, '
                     f'seed {row["seed"]}: name the variant in masks or keep it in another file.'
                 )
+            check_options(options.setdefault(key, {}), row, name, arm_name(*key[:3]))
             values[name][row['seed']] = value
     return [
         Group(method, regime, masks, epochs, values)

@@ -7,7 +7,9 @@ The file holds how the numbers came about and one row for each run::
      "rows": [{"method": "mocov2", "regime": "synthetic", "masks": true, "seed": 0, "epochs": 40,
                "metrics": {"linear": 0.41, "knn": 0.38}}]}
 
-``masks`` is false for the baseline, true for Free-ATM, or the name of a variant. Benchmarks are
+``masks`` is false for the baseline, true for Free-ATM, or the name of a variant. Where metrics were
+measured otherwise than by their configs, ``options`` says how, such as
+``{"box_ap": ["--amp", "train_cfg.max_epochs=1"]}``. Benchmarks are
 kept the same way, their rows being
 ``{"case": "record-sd15-512", "ratio": 1.03, "baseline": 2.10, "ours": 2.16, "unit": "s"}``, where
 it is set with the ``"target"`` that the ratio should not exceed.
@@ -183,10 +185,19 @@ def validate_results(results: Any, source: str = 'results') -> None:
                 raise ValueError(f'{where}: {key} must be a finite number, got {value!r}.')
         if not benchmark and not isinstance(row['masks'], (bool, str)):
             raise ValueError(f'{where}: masks must be false, true or the name of a variant.')
+        if not benchmark and not _are_options(row.get('options', {})):
+            raise ValueError(f'{where}: options must be an object of lists of words.')
         identity = _identity(row)
         if identity in seen:
             raise ValueError(f'{where} repeats row {seen[identity]}: {identity}.')
         seen[identity] = number
+
+
+def _are_options(options: Any) -> bool:
+    return isinstance(options, dict) and all(
+        isinstance(words, list) and all(isinstance(word, str) for word in words)
+        for words in options.values()
+    )
 
 
 def read_results(path: str | Path) -> dict[str, Any]:

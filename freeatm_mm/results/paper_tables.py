@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from freeatm_mm.methods import methods_of
-from freeatm_mm.results import METRICS, Group, arm_name, holm, metric_title, paired_difference
+from freeatm_mm.results import (
+    METRICS,
+    Group,
+    arm_name,
+    check_options,
+    holm,
+    is_smoke,
+    metric_title,
+    paired_difference,
+)
 
 __all__ = [
     'TABLES',
@@ -26,6 +35,7 @@ __all__ = [
 ]
 
 _PLAIN = ('random', 'supervised')
+_AMP = '--amp'
 _PAPER = Path(__file__).with_name('paper_tables.json')
 
 
@@ -97,9 +107,18 @@ class Arm(Group):
 
     Attributes:
         scale: ``paper``, ``miniature``, or empty where the rows don't say.
+        options: What metrics were measured with beside their configs, such as ``--amp``.
     """
 
     scale: str = ''
+    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def is_changed(self, metrics: Iterable[str]) -> bool:
+        """Whether any of these was measured by another protocol than its config's.
+
+        Mixed precision alone is none.
+        """
+        return any(set(self.options.get(metric, ())) - {_AMP} for metric in metrics)
 
 
 Key = tuple[str, str, str, Any]
@@ -118,13 +137,15 @@ def paper_rows(table: int) -> dict[Key, dict[str, float]]:
 
 
 def belongs(row: Mapping[str, Any], table: int) -> bool:
-    """Whether a row of a result file has its place in a table.
+    """Whether a row of a result file has its place in a table; one of ``--smoke`` has none.
 
     Which architecture a row of random or supervised weights was measured with shows in its metrics:
     Table 1 has `linear_top1` or `voc_ap50`, Table 2 `finetune_top1`.
     """
-    return row.get('method') in TABLES[table].methods and (
-        row['method'] not in _PLAIN or bool(own_metrics(table) & set(row['metrics']))
+    return (
+        row.get('method') in TABLES[table].methods
+        and not is_smoke(row)
+        and (row['method'] not in _PLAIN or bool(own_metrics(table) & set(row['metrics'])))
     )
 
 
@@ -143,11 +164,13 @@ def gather_rows(results: Iterable[Mapping[str, Any]], table: int) -> dict[Key, A
 
     Raises:
         ValueError: If two rows give the same number for one seed, or the rows to be averaged are
-            of pretrainings of different length, or of the miniature and the paper's scale.
+            of pretrainings of different length, of the miniature and the paper's scale, or
+            measured with unlike options.
     """
     values: dict[Key, dict[str, dict[Any, float]]] = {}
     epochs: dict[Key, float] = {}
     scales: dict[Key, str] = {}
+    options: dict[Key, dict[str, tuple[str, ...]]] = {}
     for result in results:
         for row in result['rows']:
             if not belongs(row, table):
@@ -173,9 +196,10 @@ def gather_rows(results: Iterable[Mapping[str, Any]], table: int) -> dict[Key, A
                         f'two rows give {metric} for {arm_name(*_arm(key))}, seed '
                         f'{row["seed"]}: leave one of the files out'
                     )
+                check_options(options.setdefault(key, {}), row, metric, arm_name(*_arm(key)))
                 seeds[row['seed']] = value
     return {
-        key: Arm(key[0], key[1], key[3], epochs[key], found, scales.get(key, ''))
+        key: Arm(key[0], key[1], key[3], epochs[key], found, scales.get(key, ''), options[key])
         for key, found in values.items()
     }
 
@@ -194,8 +218,9 @@ def _counterpart(key: Key) -> Key:
 def table_markdown(ours: Mapping[Key, Arm], table: int, whole: bool = True) -> str:
     """A table as Markdown: ``ours ± spread (the paper's)`` in each cell, in per cent.
 
-    Only rows of the paper's scale and of its own generators have its numbers beside them. Rows that
-    we have no number for show the paper's alone, in brackets.
+    Only rows of the paper's scale, of its own generators and by the protocols of the configs have
+    its numbers beside them. Rows that we have no number for show the paper's alone, in brackets.
+    What was measured with options of its own is listed below.
 
     Args:
         ours: From `gather_rows`.
@@ -204,7 +229,10 @@ def table_markdown(ours: Mapping[Key, Arm], table: int, whole: bool = True) -> s
     """
     layout, paper = TABLES[table], paper_rows(table)
     keys, metrics = _in_order(ours, paper), list(layout.metrics)
-    alike = {key for key in keys if key in paper and ours[key].scale == 'paper'}
+    changed = {key for key in keys if ours[key].is_changed(metrics)}
+    alike = {
+        key for key in keys if key in paper and ours[key].scale == 'paper' and key not in changed
+    }
     if whole:  # ours of another scale stand right behind the paper's
         places = [
             *(
@@ -244,9 +272,24 @@ def table_markdown(ours: Mapping[Key, Arm], table: int, whole: bool = True) -> s
         seeds = str(len(group.seeds)) if group else ''
         name = arm_name(*_arm(key))
         if (whole or alike) and group and key in paper and key not in alike:
-            name += f' [{group.scale or "unknown"} scale]'
+            scale = group.scale or 'unknown'
+            name += f' [{"other options" if scale == "paper" else f"{scale} scale"}]'
         lines.append(f'| {name} | {seeds} | ' + ' | '.join(cells) + ' |')
-    return '\n'.join(lines) + '\n'
+    told = [
+        f'{arm_name(*_arm(key))}: {text}'
+        for key in keys
+        if (text := _told_options(ours[key].options, layout.metrics))
+    ]
+    return '\n'.join(lines) + '\n' + (f'\nNot as configured: {"; ".join(told)}.\n' if told else '')
+
+
+def _told_options(options: Mapping[str, Sequence[str]], titles: Mapping[str, str]) -> str:
+    """Which metrics were measured with what options; empty for none."""
+    metrics: dict[str, list[str]] = {}
+    for metric, title in titles.items():
+        if words := options.get(metric):
+            metrics.setdefault(' '.join(words), []).append(title)
+    return ', '.join(f'{" and ".join(names)} with `{words}`' for words, names in metrics.items())
 
 
 def _in_order(ours: Mapping[Key, Group], paper: Mapping[Key, Any]) -> list[Key]:
@@ -266,10 +309,12 @@ def improvements(ours: Mapping[Key, Arm], table: int) -> str:
 
     Of other generators and scales as well: signs can be compared, sizes can't, which is said.
     Differences are paired by seed, with the p of the paired t-test, also
-    corrected by Holm's method for the metrics of one row; empty where we have none.
+    corrected by Holm's method for the metrics of one row; empty where we have none. Metrics that
+    the two were measured with unlike options for are not compared, which is said, too.
     """
     titles, paper = TABLES[table].metrics, paper_rows(table)
     lines, same, ties, counted = [], 0, 0, 0
+    unlike: list[str] = []
     sure = {True: 0, False: 0}  # of the same sign, of the other
     for key in _in_order(ours, paper):
         group = ours[key]
@@ -278,10 +323,21 @@ def improvements(ours: Mapping[Key, Arm], table: int) -> str:
             continue
         theirs = paper.get((*_counterpart(key)[:3], True), {})
         reference = paper.get(_counterpart(baseline), {})
-        found = [
-            paired_difference(group, ours[baseline], metric)
+        shared = [
+            metric
             for metric in titles
             if set(group.values.get(metric, ())) & set(ours[baseline].values.get(metric, ()))
+        ]
+        other = [
+            metric
+            for metric in shared
+            if group.options.get(metric) != ours[baseline].options.get(metric)
+        ]
+        unlike += [f'{titles[metric]} of {arm_name(*_arm(key))}' for metric in other]
+        found = [
+            paired_difference(group, ours[baseline], metric)
+            for metric in shared
+            if metric not in other
         ]
         for difference, corrected in zip(found, holm([part.p for part in found])):
             metric, expected = difference.metric, ''
@@ -299,14 +355,22 @@ def improvements(ours: Mapping[Key, Arm], table: int) -> str:
                 f'| {arm_name(*_arm(key))} | {titles[metric]} | {100 * difference.mean:+.1f}'
                 f'{spread} | {p or " | "} | {len(difference.seeds)} | {expected} |'
             )
-    if not lines:
-        return ''
-    foreign = any(key not in paper or group.scale != 'paper' for key, group in ours.items())
     note = (
-        ["The paper's are of its own scale and generators: compare signs, not sizes.", '']
-        if foreign
+        [
+            'Not compared, as measured with other options than without masks: '
+            f'{", ".join(unlike)}.',
+            '',
+        ]
+        if unlike
         else []
     )
+    if not lines:
+        return '\n'.join(note)
+    if any(
+        key not in paper or group.scale != 'paper' or group.is_changed(titles)
+        for key, group in ours.items()
+    ):
+        note += ["The paper's are of its own scale and generators: compare signs, not sizes.", '']
     head = [
         *note,
         '| With masks | Metric | Ours, points | p | p (Holm) | Seeds | The paper |',
@@ -322,8 +386,9 @@ def improvements(ours: Mapping[Key, Arm], table: int) -> str:
 
 
 def row_markdown(row: Mapping[str, Any]) -> str:
-    """One run's metrics as a Markdown table of one row, in per cent."""
+    """One run's metrics as a Markdown table of one row, in per cent, and its options."""
     metrics = sorted(row['metrics'], key=[*METRICS, *row['metrics']].index)
+    told = _told_options(row.get('options', {}), {name: metric_title(name) for name in metrics})
     name = arm_name(row['method'], row['regime'], row['masks'])
     return (
         '| Pretraining | ' + ' | '.join(map(metric_title, metrics)) + ' |\n'
@@ -331,4 +396,5 @@ def row_markdown(row: Mapping[str, Any]) -> str:
         f'| {name} | '
         + ' | '.join(f'{100 * row["metrics"][name]:.1f}' for name in metrics)
         + ' |\n'
+        + (f'\nNot as configured: {told}.\n' if told else '')
     )

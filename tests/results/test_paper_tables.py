@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 from helpers.tools import load_tool
 
-from freeatm_mm.results import add_row, new_results, write_results
+from freeatm_mm.results import (
+    add_row,
+    new_results,
+    summarise_rows,
+    validate_results,
+    write_results,
+)
 from freeatm_mm.results.paper_tables import (
     TABLES,
     gather_rows,
@@ -237,6 +243,74 @@ def test_rows_of_another_length_or_scale_are_not_averaged(key, values):
         f'{values[0]} and {values[1]}: make a table of each',
     ):
         gather_rows([results], 1)
+
+
+def with_options(*options, scale='paper'):
+    """A row a seed of MAE on real images, each with options of its own."""
+    rows = [('mae', 'real', False, seed, {'box_ap': 0.5}, '') for seed in range(len(options))]
+    made = result(*rows, scale=scale)
+    for row, words in zip(made['rows'], options):
+        row |= {'options': {'box_ap': words}} if words else {}
+    return made
+
+
+def test_rows_of_other_options_are_not_averaged():
+    short = ['train_cfg.max_epochs=1']
+    with pytest.raises(
+        ValueError,
+        match=r'MAE \(real\) differ in the options of box_ap, none and train_cfg.max_epochs=1:',
+    ):
+        gather_rows([with_options([], short)], 2)
+    with pytest.raises(ValueError, match='options of box_ap, --amp and none'):
+        gather_rows([with_options(['--amp'], [])], 2)
+    with pytest.raises(ValueError, match='options of box_ap, none and --amp'):
+        summarise_rows(with_options([], ['--amp']))
+
+
+def test_figures_of_other_options_stand_apart_from_the_papers():
+    short = ['train_cfg.max_epochs=1']
+    for whole in (True, False):
+        text = table_markdown(gather_rows([with_options(short, short)], 2), 2, whole)
+        assert '50.0 ± 0.0 |' in text and '50.0 ± 0.0 (' not in text
+        assert 'Not as configured: MAE (real): COCO box AP with `train_cfg.max_epochs=1`.' in text
+    # Mixed precision changes no protocol, but is told.
+    text = table_markdown(gather_rows([with_options(['--amp'])], 2), 2)
+    assert '| MAE (real) | 1 | 50.0 (50.3) |' in text
+    assert 'Not as configured: MAE (real): COCO box AP with `--amp`.' in text
+    text = table_markdown(gather_rows([with_options(short)], 2), 2)
+    assert '| MAE (real) [other options] | 1 | 50.0 |' in text
+    assert 'Not as configured' not in table_markdown(gather_rows([with_options([])], 2), 2)
+
+
+def test_unlike_options_are_not_compared():
+    made = with_options(['--amp'])
+    masked = {**made['rows'][0], 'masks': True, 'metrics': {'box_ap': 0.6, 'mask_ap': 0.6}}
+    del masked['options']
+    add_row(made, masked)
+    text = improvements(gather_rows([made], 2), 2)
+    assert text == (
+        'Not compared, as measured with other options than without masks: COCO box AP of MAE + '
+        'Free-ATM (real).\n'
+    )
+
+
+@pytest.mark.parametrize('options', [['--amp'], {'box_ap': '--amp'}, {'box_ap': [1]}])
+def test_options_that_are_none_are_told(options):
+    made = with_options([])
+    made['rows'][0]['options'] = options
+    with pytest.raises(ValueError, match='row 0: options must be an object of lists of words'):
+        validate_results(made)
+
+
+def test_no_table_takes_a_smoke_run(tmp_path, capsys):
+    made = result(('mocov2', 'synthetic', False, 0, {'box_ap': 0.2}, 'sdxl'), scale='smoke')
+    write_results(tmp_path / 'row.json', made)
+    load_tool('results/tables').main([str(tmp_path / 'row.json'), '--tables', '1'])
+    told = capsys.readouterr()
+    assert '1 row of --smoke left out, a few images being no result: mocov2 (seed 0' in told.err
+    assert 'sdxl' not in told.out and 'in none of the tables' not in told.err
+    with pytest.raises(ValueError, match=r'MoCo v2 \(synthetic\), seed 0, is of --smoke'):
+        summarise_rows(made)
 
 
 def test_one_seed_given_twice_is_refused():
