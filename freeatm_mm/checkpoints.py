@@ -27,6 +27,7 @@ from freeatm_mm.torch_files import check_regular, read_torch_file
 
 __all__ = [
     'Match',
+    'backbone_of',
     'check_complete',
     'check_fills',
     'check_finite',
@@ -38,6 +39,7 @@ __all__ = [
     'last_checkpoint',
     'load_weights',
     'local_path',
+    'read_anywhere',
     'read_state',
     'resize_positions',
     'weights_of',
@@ -273,7 +275,22 @@ def find_backbone(checkpoint: str | Path, prefix: str = 'backbone.') -> dict[str
         InputError: If it can't be read, holds no backbone, comes from a training without a step,
             or holds weights that are NaN or infinite.
     """
-    content = _read_anywhere(str(checkpoint))
+    return backbone_of(read_anywhere(str(checkpoint)), checkpoint, prefix)
+
+
+def backbone_of(
+    content: Any, checkpoint: str | Path, prefix: str = 'backbone.'
+) -> dict[str, Tensor]:
+    """The backbone's tensors in a checkpoint's content; see `find_backbone`.
+
+    Args:
+        content: From `read_anywhere`.
+        checkpoint: Where it comes from, for messages.
+        prefix: What the backbone's tensors are called by.
+
+    Raises:
+        InputError: As `find_backbone`.
+    """
     check_trained(content, checkpoint)
     weights = weights_of(content, checkpoint)
     for start in (prefix, 'encoder_q.'):
@@ -296,10 +313,11 @@ def find_backbone(checkpoint: str | Path, prefix: str = 'backbone.') -> dict[str
     return bare
 
 
-def _read_anywhere(checkpoint: str) -> Any:
-    """What a file or an address holds.
+def read_anywhere(checkpoint: str) -> Any:
+    """What a checkpoint holds, a file or at an address that mmengine knows.
 
     Raises:
+        MissingFileError: If there is no such file.
         InputError: If it can't be read or fetched.
     """
     if '://' not in checkpoint or checkpoint.startswith('file://'):

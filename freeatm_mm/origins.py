@@ -27,6 +27,7 @@ __all__ = [
     'describe_blip',
     'note_pretraining',
     'origin_of',
+    'plain_settings',
     'settle_label',
 ]
 
@@ -113,7 +114,7 @@ def origin_of(content: Any) -> Origin:
             },
         )
     meta = _mapping(content.get('meta'))
-    cfg = _plain_settings(meta.get('cfg'))
+    cfg = plain_settings(meta.get('cfg'))
     found = (
         Origin()
         if not cfg
@@ -150,7 +151,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _plain_settings(text: Any) -> dict[str, Any]:
+def plain_settings(text: Any) -> dict[str, Any]:
     """The values of a config that mmengine printed, by their names; what is no plain value is None.
 
     Nothing is evaluated: mmengine's own reading of such a text would run it.

@@ -33,7 +33,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--heads',
         type=whole(1, 4096),
-        help="a ViT's attention heads, for huggingface (default: one for each 64 channels)",
+        help="a ViT's attention heads, for huggingface (default: as the checkpoint says)",
     )
     args = parser.parse_args(argv)
     named = named_options(args, parser, argv)

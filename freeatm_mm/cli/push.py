@@ -89,7 +89,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--heads',
         type=whole(1, 1024),
         metavar='N',
-        help="a ViT's attention heads, for transformers (default: one for each 64 channels)",
+        help="a ViT's attention heads, for transformers (default: as the checkpoint says)",
     )
     add('--private', action='store_true', help='create the repository as private')
     add(

@@ -14,15 +14,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from freeatm_mm.errors import InputError
 from freeatm_mm.files import atomic_write
+from freeatm_mm.origins import plain_settings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ['LAYOUTS', 'convert_backbone', 'convert_checkpoint', 'resnet_shape', 'vit_shape']
+__all__ = [
+    'LAYOUTS',
+    'check_heads',
+    'convert_backbone',
+    'convert_checkpoint',
+    'resnet_shape',
+    'vit_shape',
+]
 
 LAYOUTS = ('mmdet', 'mmseg', 'torchvision', 'timm', 'huggingface')
 
+#: Attention heads of mmpretrain's ViTs that have a name.
+_HEADS = {
+    **dict.fromkeys(('s', 'small'), 8),
+    **dict.fromkeys(('b', 'base', 'deit-b', 'deit-base', 'mocov3-s', 'mocov3-small'), 12),
+    **dict.fromkeys(('l', 'large', 'h', 'huge', 'eva-g', 'eva-giant'), 16),
+    **dict.fromkeys(('deit-t', 'deit-tiny'), 3),
+    **dict.fromkeys(('deit-s', 'deit-small', 'dinov2-s', 'dinov2-small'), 6),
+    **dict.fromkeys(('dinov2-g', 'dinov2-giant'), 24),
+}
 _VIT_NAMES = {
     'timm': [
         (r'^patch_embed\.projection\.', 'patch_embed.proj.'),
@@ -186,6 +204,40 @@ def vit_shape(backbone: Mapping[str, Tensor], heads: int | None = None) -> dict[
     }
 
 
+def check_heads(content: Any, heads: int | None, source: str | Path) -> int | None:
+    """How many attention heads a ViT has by its checkpoint's own config, or by the user.
+
+    Args:
+        content: From `freeatm_mm.checkpoints.read_state`; nothing of its text is run.
+        heads: What the user says, if anything.
+        source: The checkpoint, for messages.
+
+    Returns:
+        The heads; None if neither says it.
+
+    Raises:
+        InputError: If the two contradict each other.
+    """
+    settings: Any = content
+    for key in ('meta', 'cfg'):
+        settings = settings.get(key) if isinstance(settings, Mapping) else None
+    settings = plain_settings(settings)
+    for key in ('model', 'backbone'):
+        settings = settings.get(key) if isinstance(settings, Mapping) else None
+    if not isinstance(settings, Mapping) or not settings.get('type'):
+        return heads
+    arch = settings.get('arch', 'base')  # mmpretrain's default
+    said = arch.get('num_heads') if isinstance(arch, Mapping) else _HEADS.get(str(arch))
+    if type(said) is not int or said < 1:
+        return heads
+    if heads not in (None, said):
+        raise InputError(
+            f'{source} is of a ViT with {said} attention heads, as its config says, not {heads}: '
+            'leave --heads out'
+        )
+    return said
+
+
 def convert_checkpoint(
     checkpoint: str | Path, out: str | Path, layout: str, heads: int | None = None
 ) -> int:
@@ -196,21 +248,23 @@ def convert_checkpoint(
         out: A ``.safetensors`` file, or one for `torch.load` of any other name. For Hugging Face a
             folder, which gets ``config.json`` and ``model.safetensors``.
         layout: One of `LAYOUTS`.
-        heads: See `vit_shape`; Hugging Face's config alone says it.
+        heads: Attention heads of a ViT, which Hugging Face's config alone says; by default what the
+            checkpoint's own config says, and else one for each 64 channels, which is printed.
 
     Returns:
         The number of tensors written.
 
     Raises:
         FileNotFoundError: If the checkpoint isn't there.
-        ValueError: If heads are given of a network that has none; see `find_backbone` and
-            `convert_backbone`.
+        ValueError: If heads are given of a network that has none or says another number; see
+            `find_backbone` and `convert_backbone`.
     """
     import torch
 
-    from freeatm_mm.checkpoints import find_backbone
+    from freeatm_mm.checkpoints import backbone_of, read_anywhere
 
-    backbone, out = find_backbone(checkpoint), Path(out)
+    content, out = read_anywhere(str(checkpoint)), Path(out)
+    backbone = backbone_of(content, checkpoint)
     if heads is not None and 'cls_token' not in backbone:
         raise ValueError(f'{checkpoint} is of a network without attention: leave heads out')
     state = {name: value.contiguous() for name, value in convert_backbone(backbone, layout).items()}
@@ -218,11 +272,15 @@ def convert_checkpoint(
         if out.suffix in ('.pth', '.safetensors'):
             raise ValueError(f'{out}: Hugging Face keeps a model in a folder: name one')
         if 'cls_token' in backbone:
-            config = {
-                'architectures': ['ViTModel'],
-                'model_type': 'vit',
-                **vit_shape(backbone, heads),
-            }
+            known = check_heads(content, heads, checkpoint)
+            shape = vit_shape(backbone, known)
+            if known is None:
+                print(
+                    f'{checkpoint} does not say how many attention heads it has: '
+                    f'{shape["num_attention_heads"]} assumed, one for each 64 channels; give '
+                    '--heads if it has others'
+                )
+            config = {'architectures': ['ViTModel'], 'model_type': 'vit', **shape}
         else:
             config = {
                 'architectures': ['ResNetModel'],

@@ -12,7 +12,12 @@ import numpy as np
 from freeatm_mm.addresses import RemoteFolder, check_address
 from freeatm_mm.attention.overlay import contact_sheet
 from freeatm_mm.checkpoints import find_backbone, read_state
-from freeatm_mm.downstream.conversion import convert_checkpoint, resnet_shape, vit_shape
+from freeatm_mm.downstream.conversion import (
+    check_heads,
+    convert_checkpoint,
+    resnet_shape,
+    vit_shape,
+)
 from freeatm_mm.errors import InputError
 from freeatm_mm.files import atomic_write, file_sha256
 from freeatm_mm.hub.cards import Terms, checkpoint_card, store_card
@@ -127,7 +132,7 @@ def draft_checkpoint(
         terms: The licence.
         figures: What was measured with it, name -> value.
         data: Data sets on the Hub that it was trained on, `USER/NAME`.
-        heads: A ViT's attention heads, for transformers; by default one for each 64 channels.
+        heads: A ViT's attention heads, for transformers; see `convert_checkpoint`.
         title: Of the card; by default the last part of the address.
         text: What the card says first.
 
@@ -140,7 +145,8 @@ def draft_checkpoint(
         InputError: If the checkpoint can't be used, or no library has such a model.
     """
     address, out = _model(address), Path(out)
-    backbone = find_backbone(checkpoint)
+    backbone, content = find_backbone(checkpoint), read_state(checkpoint)
+    check_heads(content, heads, checkpoint)
     made: dict[str, str] = {}
     reasons = []
     for layout, name, files in (
@@ -155,7 +161,8 @@ def draft_checkpoint(
             reasons.append(f'{layout}: {error}')
     if not made:
         raise InputError(f'{checkpoint} fits no library ({"; ".join(reasons)})')
-    content = read_state(checkpoint)
+    for reason in reasons:
+        print(f'left out: {reason}')
     meta = content.get('meta') if isinstance(content, Mapping) else None
     steps = meta.get('iter') if isinstance(meta, Mapping) else None
     card = checkpoint_card(

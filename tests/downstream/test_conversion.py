@@ -15,7 +15,8 @@ compat.skip_multimodal_models()
 from mmpretrain.models import ResNet, VisionTransformer  # noqa: E402
 
 from freeatm_mm.checkpoints import load_weights  # noqa: E402
-from freeatm_mm.downstream.conversion import LAYOUTS, convert_checkpoint  # noqa: E402
+from freeatm_mm.downstream.conversion import _HEADS, LAYOUTS, convert_checkpoint  # noqa: E402
+from freeatm_mm.hub import Terms, draft_checkpoint  # noqa: E402
 
 VIT = dict(embed_dims=32, num_layers=2, num_heads=4, feedforward_channels=64)
 
@@ -179,6 +180,52 @@ def test_vit(vit, layout, tmp_path):
         else:
             found = theirs(images)[-1]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+#: The miniature's, whose heads are not of 64 channels, and one that mmpretrain has a name for.
+SHAPES = [
+    (dict(embed_dims=128, num_layers=1, num_heads=4, feedforward_channels=256), 4),
+    ('deit-tiny', 3),
+]
+
+
+@pytest.mark.parametrize('arch, heads', SHAPES)
+def test_heads_are_those_of_the_checkpoints_config(tmp_path, capsys, arch, heads):
+    from transformers import ViTModel
+
+    ours = randomise(VisionTransformer(arch=arch, img_size=32, patch_size=8, out_type='raw'))
+    path = tmp_path / 'epoch_1.pth'
+    state = {f'backbone.{name}': value for name, value in ours.state_dict().items()}
+    cfg = f"model = dict(type='FreeATMMAE', backbone=dict(type='MAEViT', arch={arch!r}))"
+    torch.save({'meta': {'cfg': cfg}, 'state_dict': state}, path)
+    tool = load_tool('convert/checkpoint')
+    words = [str(path), str(tmp_path / 'out'), '--to', 'huggingface']
+    with pytest.raises(SystemExit):
+        tool.main([*words, '--heads', '2'])
+    told = capsys.readouterr()
+    assert f'ViT with {heads} attention heads, as its config says, not 2' in told.err
+    assert not (tmp_path / 'out').exists()
+    with pytest.raises(ValueError, match='leave --heads out'):  # not one library fewer
+        draft_checkpoint(path, 'hf://me/x', tmp_path / 'card', Terms('mit'), heads=2)
+    tool.main(words)
+    assert 'assumed' not in capsys.readouterr().out
+    theirs = ViTModel.from_pretrained(tmp_path / 'out', add_pooling_layer=False).eval()
+    images, expected = forward(ours, 32)
+    torch.testing.assert_close(theirs(images).last_hidden_state, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_heads_that_nothing_says_are_assumed_aloud(vit, tmp_path, capsys):
+    convert_checkpoint(vit[1], tmp_path / 'out', 'huggingface')
+    assert 'does not say how many attention heads it has: 1 assumed' in capsys.readouterr().out
+
+
+def test_heads_of_names_are_mmpretrains():
+    from mmpretrain.models import MoCoV3ViT
+
+    zoo = {**VisionTransformer.arch_zoo}
+    MoCoV3ViT(arch='mocov3-small', patch_size=16, img_size=32)  # adds its own
+    zoo |= MoCoV3ViT.arch_zoo
+    assert {name: each['num_heads'] for name, each in zoo.items()} == _HEADS
 
 
 def test_bad_input_is_told_in_one_sentence(vit, tmp_path, capsys):
