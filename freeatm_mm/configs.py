@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ __all__ = [
     'check_honoured',
     'check_init',
     'check_precision',
+    'check_read',
     'complete_config',
     'find_datasets',
     'open_config',
@@ -157,6 +158,25 @@ def complete_config(
     compat.require_cuda_ops(cfg)
 
 
+def check_read(options: Iterable[str]) -> None:
+    """Refuse options for a config that would be merged into it and read by nothing.
+
+    Args:
+        options: Their dotted keys, as given on the command line.
+
+    Raises:
+        InputError: Naming the key and what to set in its place.
+    """
+    for key in options:
+        top = key.split('.')[0]
+        if top not in _READ:
+            raise InputError(
+                f'--cfg-options {key}: nothing reads {top} once the config is put together: set '
+                'what it was put into, such as train_cfg.max_epochs, train_dataloader.batch_size '
+                'or optim_wrapper.optimizer.lr'
+            )
+
+
 def check_honoured(cfg: Any, options: Mapping | None = None) -> None:
     """Refuse what a user asked for and training would pass over without a word.
 
@@ -174,14 +194,7 @@ def check_honoured(cfg: Any, options: Mapping | None = None) -> None:
                 'optimizer in ways that hooks and checkpoints here do not know; take it out and '
                 'train with --launcher, by which each process holds the whole model'
             )
-    for key in options or ():
-        top = key.split('.')[0]
-        if top not in _READ:
-            raise InputError(
-                f'--cfg-options {key}: nothing reads {top} once the config is put together: set '
-                'what it was put into, such as train_cfg.max_epochs, train_dataloader.batch_size '
-                'or optim_wrapper.optimizer.lr'
-            )
+    check_read(options or ())
     for key in ('max_epochs', 'max_iters'):
         length = (cfg.get('train_cfg') or {}).get(key, 1)
         if not isinstance(length, int) or length < 1:

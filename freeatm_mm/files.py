@@ -462,13 +462,14 @@ def check_target(path: str | Path) -> None:
         raise InputError(f'{path} is a folder, where a file is to be written')
 
 
-def check_replaceable(path: str | Path, what: str, mark: str = '') -> None:
+def check_replaceable(path: str | Path, what: str, mark: str = '', empty: str = '') -> None:
     """Refuse a file to write that is there already, unless it is an earlier one of its kind.
 
     Args:
         path: The file to write.
         what: What files of its kind are, for messages, such as 'a page of freeatm view'.
         mark: What the first 64 KiB of such files hold; without it, no file is replaced.
+        empty: The whole content, but for space around it, of one that has nothing to hold.
 
     Raises:
         InputError: If it would take the place of another file, or of what is no plain file.
@@ -477,7 +478,7 @@ def check_replaceable(path: str | Path, what: str, mark: str = '') -> None:
         return
     with os.fdopen(open_regular(path), 'rb') as file:
         start = file.read(1 << 16)
-    if not mark or start and mark.encode() not in start:
+    if not mark or start.strip() not in (b'', empty.encode()) and mark.encode() not in start:
         other = f' and is not {what}' if mark else f', and {what} replaces nothing'
         raise InputError(f'{path} is there already{other}: name another file, or remove that one')
 

@@ -238,6 +238,14 @@ def test_a_file_of_its_kind_is_replaced(tmp_path, text):
     check_replaceable(tmp_path / 'old', 'a file of mine', 'mine')
 
 
+def test_a_file_of_its_kind_that_holds_nothing_is_replaced(tmp_path):
+    (tmp_path / 'old').write_text('{}\n')
+    check_replaceable(tmp_path / 'old', 'a file of mine', 'mine', empty='{}')
+    (tmp_path / 'old').write_text('{}, yours')
+    with pytest.raises(InputError, match='old is there already and is not a file of mine'):
+        check_replaceable(tmp_path / 'old', 'a file of mine', 'mine', empty='{}')
+
+
 @pytest.mark.parametrize(
     'mark, said', [('mine', 'is not a file of mine'), ('', 'replaces nothing')]
 )

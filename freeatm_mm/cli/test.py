@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from freeatm_mm import compat
 from freeatm_mm.cli._launched import add_launch_options, parse_launched
 from freeatm_mm.cli._paths import path_here
-from freeatm_mm.configs import check_datasets, complete_config, open_config
+from freeatm_mm.configs import check_datasets, check_read, complete_config, open_config
 from freeatm_mm.downstream.runs import make_smoke
 from freeatm_mm.errors import InputError, keeping_tracebacks, tool
 from freeatm_mm.files import atomic_write, check_replaceable
@@ -62,12 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate, print and write the metrics."""
     args = parse_args(argv)
     if args.out:
-        check_replaceable(args.out, 'a file of metrics', '{\n "')
+        check_replaceable(args.out, 'a file of metrics', '{\n "', empty='{}')
     from freeatm_mm.checkpoints import check_complete, check_finite, load_weights
 
     checkpoint = find_checkpoint(args.checkpoint)
     cfg = open_config(args.config, args.work_dir, args.launcher)
     complete_config(cfg, args.data_root, args.cfg_options)
+    check_read(args.cfg_options or ())
     if args.show_dir:
         draw_predictions(cfg, args.show_dir)
     if args.tta:

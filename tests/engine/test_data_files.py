@@ -444,3 +444,24 @@ def test_test_tool_tells_what_a_framework_does_not_do(tmp_path, capsys, option, 
             ]
         )
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize('earlier', ['{}', '{\n "accuracy/top1": 1.0\n}'])
+def test_test_tool_refuses_options_that_nothing_reads(tmp_path, capsys, earlier):
+    """And replaces its own metrics, also those of an evaluation that had none."""
+    (tmp_path / 'test/objects').mkdir(parents=True)
+    torch.save({'state_dict': {'w': torch.ones(1)}}, tmp_path / 'x.pth')
+    (tmp_path / 'metrics.json').write_text(earlier)
+    with pytest.raises(SystemExit) as done:
+        load_tool('test').main(
+            [
+                str(ROOT / 'configs/miniature/downstream/linear_resnet.py'),
+                str(tmp_path / 'x.pth'),
+                '--out',
+                str(tmp_path / 'metrics.json'),
+                '--cfg-options',
+                f'data_root={tmp_path}',
+            ]
+        )
+    assert done.value.code == 2
+    assert '--cfg-options data_root: nothing reads data_root' in capsys.readouterr().err
