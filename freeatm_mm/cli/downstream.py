@@ -26,12 +26,15 @@ from freeatm_mm.cli import command_line
 from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import SEED, number, whole
 from freeatm_mm.cli._paths import path_here
+from freeatm_mm.configs import check_read
 from freeatm_mm.downstream.runs import (
     BENCHMARKS,
     DownstreamRun,
     options_of,
     read_metrics,
+    read_note,
     suites,
+    told_options,
 )
 from freeatm_mm.errors import tool
 from freeatm_mm.files import atomic_write
@@ -216,6 +219,33 @@ def check_label(row: Path, label: dict[str, Any]) -> None:
             )
 
 
+def check_others(row: Path, runs: Sequence[DownstreamRun]) -> None:
+    """Refuse to lose figures of a row, and tell what is done beside it but not in it.
+
+    Args:
+        row: The row of an earlier call, if there is one.
+        runs: Of this call.
+
+    Raises:
+        ValueError: If it would lose some: benchmarks with another start or seed, or that are gone.
+    """
+    same, others = runs[0].earlier()
+    names = (*same, *(run.benchmark for run in runs))
+    told = ', '.join(
+        f'{name} (another {what})' for name, what in others.items() if name not in names
+    )
+    if row.exists():
+        kept = {metric for name in names for metric, _ in BENCHMARKS[name].metrics.values()}
+        lost = [name for name in read_results(row)['rows'][0]['metrics'] if name not in kept]
+        if lost:
+            raise ValueError(
+                f'{row} would lose {", ".join(map(metric_title, lost))}, of '
+                f'{told or "a folder that is gone"}: choose another --out, or delete that file'
+            )
+    if told:
+        print(f'left out of the row: {told}')
+
+
 @tool(resumes=True, told_to_end=True)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run or submit what isn't done, and write the row once everything is."""
@@ -226,6 +256,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.chdir(ROOT)
     label = make_label(args)
     scale = label.pop('scale', None)
+    names = args.benchmarks or suites()[args.suite]
+    for name in names:
+        check_read(option.partition('=')[0] for option in options_of(name, args.cfg_options))
     runs = [
         DownstreamRun(
             name,
@@ -238,10 +271,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.amp,
             args.smoke,
         )
-        for name in args.benchmarks or suites()[args.suite]
+        for name in names
     ]
     check_metrics([run.benchmark for run in runs])
     check_label(args.out / 'row.json', label)
+    check_others(args.out / 'row.json', runs)
     waiting = [run for run in runs if run.prepare()]
     for run in waiting:
         if args.slurm:
@@ -263,19 +297,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def gather(results: dict[str, Any]) -> None:
         """A row holds all that is done in the folder, not only what this call names."""
-        names = list(dict.fromkeys([*runs[0].earlier(), *(run.benchmark for run in runs)]))
+        earlier, _ = runs[0].earlier()
+        names = list(dict.fromkeys([*earlier, *(run.benchmark for run in runs)]))
         check_metrics(names)
         metrics: dict[str, float] = {}
+        options: dict[str, list[str]] = {}
         for name in names:
-            metrics |= read_metrics(args.out / name / 'metrics.json', BENCHMARKS[name])
+            found = read_metrics(args.out / name / 'metrics.json', BENCHMARKS[name])
+            metrics |= found
+            if told := told_options(read_note(args.out / name)):
+                options |= dict.fromkeys(found, told)
         small = any(name.startswith('mini-') for name in names)
         size = 'smoke' if args.smoke else 'miniature' if small else scale or 'paper'
         results.clear()
         results.update(new_results(args.out.name, command_line()))
-        add_row(results, {**label, 'scale': size, 'metrics': metrics})
+        row = {**label, 'scale': size, 'metrics': metrics}
+        add_row(results, {**row, 'options': options} if options else row)
         with atomic_write(args.out / 'row.md') as file:
             file.write(row_markdown(results['rows'][0]).encode())
 
-    results = update_results(args.out / 'row.json', gather, args.out.name, command_line())
-    print(row_markdown(results['rows'][0]))
+    update_results(args.out / 'row.json', gather, args.out.name, command_line())
+    print((args.out / 'row.md').read_text(encoding='utf-8'))
     return 0

@@ -27,7 +27,9 @@ __all__ = [
     'make_smoke',
     'options_of',
     'read_metrics',
+    'read_note',
     'suites',
+    'told_options',
 ]
 
 
@@ -67,6 +69,8 @@ _LINEAR = {'accuracy/top1': ('linear_top1', 0.01)}
 _FINETUNED = {'accuracy/top1': ('finetune_top1', 0.01)}
 #: What mmdet's metrics of boxes begin with.
 _DETECTION = ('coco/', 'pascal_voc/')
+#: Settings of loaders that change no figure, by the last parts of their keys.
+_LOADING = ('num_workers', 'persistent_workers', 'pin_memory', 'prefetch_factor')
 _PAPER, _SMALL = 'downstream', 'miniature/downstream'
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -326,15 +330,9 @@ class DownstreamRun:
             test += ['--cfg-options', *self.options]
         return [train, test]
 
-    def prepare(self) -> bool:
-        """Claim the folder for this very run; whether there is anything left to do.
-
-        Raises:
-            ValueError: If the folder holds a run of something else, or the processes can't share
-                the benchmark's batch.
-            FileNotFoundError: If the checkpoint or the data set isn't there.
-        """
-        wanted: dict[str, Any] = {
+    def _wanted(self) -> dict[str, Any]:
+        """What tells this run from others."""
+        return {
             'benchmark': self.benchmark,
             'init': identify(self.init),
             'seed': self.seed,
@@ -343,8 +341,19 @@ class DownstreamRun:
             **({'amp': True} if self.amp else {}),
             **({'smoke': True} if self.smoke else {}),
         }
+
+    def prepare(self) -> bool:
+        """Claim the folder for this very run; whether there is anything left to do.
+
+        Raises:
+            ValueError: If the folder holds a run of something else, or the processes can't share
+                the benchmark's batch.
+            FileNotFoundError: If the checkpoint or the data set isn't there.
+        """
+        wanted = self._wanted()
         note = self.folder / 'run.json'
-        found = _read_note(note, wanted['data']) if note.exists() else wanted
+        # Old notes don't say of which data.
+        found = {'data': wanted['data'], **read_note(self.folder)} if note.exists() else wanted
         if found != wanted:
             differing = ', '.join(
                 key for key in {**found, **wanted} if found.get(key) != wanted.get(key)
@@ -370,22 +379,31 @@ class DownstreamRun:
             file.write(json.dumps(wanted, indent=1).encode())
         return True
 
-    def earlier(self) -> list[str]:
-        """Other benchmarks of the same start, seed and options that are done beside its folder."""
-        data = str(Path(self.data).resolve())
-        own = _read_note(self.folder / 'run.json', data)
-        found = []
-        for note in sorted(self.folder.parent.glob('*/run.json')):
-            theirs = _read_note(note, data)
-            name = theirs.get('benchmark')
-            if (
-                name in BENCHMARKS
-                and name != self.benchmark
-                and theirs == {**own, 'benchmark': name}
-                and (note.parent / 'metrics.json').exists()
+    def earlier(self) -> tuple[list[str], dict[str, str]]:
+        """Other benchmarks that are done beside its folder.
+
+        Returns:
+            Those of the same start and seed, whatever their data and options; and those of another,
+            with what differs.
+        """
+        note = self.folder / 'run.json'
+        own = read_note(self.folder) if note.exists() else self._wanted()
+        same, others = [], {}
+        for name in BENCHMARKS:
+            folder = self.folder.parent / name
+            if name == self.benchmark or not all(
+                (folder / file).exists() for file in ('run.json', 'metrics.json')
             ):
-                found.append(name)
-        return found
+                continue
+            theirs = read_note(folder)
+            differing = [
+                key for key in ('init', 'seed', 'smoke') if theirs.get(key) != own.get(key)
+            ]
+            if differing:
+                others[name] = ' and '.join(differing)
+            else:
+                same.append(name)
+        return same, others
 
     def run(self) -> None:
         """Run the commands, one after the other.
@@ -494,6 +512,21 @@ class DownstreamRun:
         )
 
 
-def _read_note(note: Path, data: str) -> dict[str, Any]:
-    """What a folder's run is; ``data`` stands in where an old note doesn't say of which data."""
-    return {'data': data, **json.loads(note.read_text())}
+def told_options(note: Mapping[str, Any]) -> list[str]:
+    """What of a command line changes a benchmark's figures: ``--amp`` and ``KEY=VALUE``.
+
+    How data are loaded changes none.
+
+    Args:
+        note: From `read_note`.
+    """
+    return ['--amp'] * bool(note.get('amp')) + [
+        option
+        for option in note.get('options', ())
+        if option.partition('=')[0].rpartition('.')[2] not in _LOADING
+    ]
+
+
+def read_note(folder: Path) -> dict[str, Any]:
+    """What the run of a folder is, as `DownstreamRun.prepare` noted it."""
+    return json.loads((folder / 'run.json').read_text())

@@ -79,7 +79,7 @@ def arguments(out, *more):
 
 def test_a_row_from_benchmarks_in_turn(calls, tmp_path, capsys):
     done, _ = calls
-    tool.main(arguments(tmp_path, '--seed', '3', '--gpus', '2', '--cfg-options', 'a.b=1'))
+    tool.main(arguments(tmp_path, '--seed', '3', '--gpus', '2', '--cfg-options', 'model.b=1'))
     assert len(done) == 4
     train = done[0]
     assert 'configs/miniature/downstream/mask-rcnn_resnet.py' in train and '--resume' in train
@@ -87,7 +87,7 @@ def test_a_row_from_benchmarks_in_turn(calls, tmp_path, capsys):
     assert train[train.index('--cfg-options') + 1 :] == [
         'init=random',
         'train_dataloader.batch_size=8',
-        'a.b=1',
+        'model.b=1',
     ]
     assert train[train.index('--nproc-per-node') + 1] == '2'
     assert train[train.index('--launcher') + 1] == 'pytorch'
@@ -98,7 +98,7 @@ def test_a_row_from_benchmarks_in_turn(calls, tmp_path, capsys):
     assert row['scale'] == 'miniature'
     assert '| Random weights | 25.0 | 12.5 | 50.0 | 30.0 |' in capsys.readouterr().out
     # What is done isn't done again.
-    tool.main(arguments(tmp_path, '--seed', '3', '--gpus', '2', '--cfg-options', 'a.b=1'))
+    tool.main(arguments(tmp_path, '--seed', '3', '--gpus', '2', '--cfg-options', 'model.b=1'))
     assert len(done) == 4
 
 
@@ -144,10 +144,11 @@ def test_other_data_are_not_mixed_in(calls, tmp_path, capsys):
         tool.main([*options, 'mini-coco', '--data', str(tmp_path / 'whole')])
     told = capsys.readouterr().err
     assert 'holds a run with another data: choose another --out' in told and 'been moved' in told
-    # Nor into the row of another benchmark.
+    # Data sets may lie in several folders: the row of another benchmark keeps it.
     tool.main([*options, 'mini-cityscapes', '--data', str(tmp_path / 'whole')])
     (row,) = read_results(tmp_path / 'out/row.json')['rows']
-    assert row['metrics'] == {'miou': 0.3} and len(done) == 4
+    assert row['metrics'] == {'box_ap': 0.25, 'box_ap50': 0.5, 'mask_ap': 0.125, 'miou': 0.3}
+    assert len(done) == 4
     # A note that doesn't say is taken for this one's.
     note = tmp_path / 'out/mini-coco/run.json'
     note.write_text(
@@ -256,14 +257,37 @@ def test_weights_that_are_no_result_get_no_row(calls, tmp_path, capsys, content,
 def test_options_for_one_of_the_benchmarks(calls, tmp_path, capsys):
     done, _ = calls
     tool.main(
-        arguments(tmp_path, '--cfg-options', 'a.b=1', 'mini-coco:c=2', 'mini-cityscapes:d=x=y')
+        arguments(
+            tmp_path,
+            '--cfg-options',
+            'train_dataloader.num_workers=1',
+            'mini-coco:model.c=2',
+            'mini-cityscapes:init=x=y',
+        )
     )
-    assert done[0][-2:] == ['a.b=1', 'c=2'] and done[2][-2:] == ['a.b=1', 'd=x=y']
-    assert done[1][-2:] == ['a.b=1', 'c=2']
+    shared = 'train_dataloader.num_workers=1'
+    assert done[0][-2:] == [shared, 'model.c=2'] and done[2][-2:] == [shared, 'init=x=y']
+    assert done[1][-2:] == [shared, 'model.c=2']
+    # The row says what its figures were measured with; how data were loaded changes none.
+    (row,) = read_results(tmp_path / 'row.json')['rows']
+    assert row['options'] == {
+        **dict.fromkeys(('box_ap', 'box_ap50', 'mask_ap'), ['model.c=2']),
+        'miou': ['init=x=y'],
+    }
+    text = (tmp_path / 'row.md').read_text()
+    assert 'Not as configured: Detection (box AP) and Detection (mask AP) and Detection' in text
+    assert text.strip() in capsys.readouterr().out
     for wrong in ('coco-mini:a=1', 'a', '=1'):
         with pytest.raises(SystemExit):
             tool.main(arguments(tmp_path, '--cfg-options', wrong))
         assert 'KEY=VALUE or BENCHMARK:KEY=VALUE is wanted' in capsys.readouterr().err
+
+
+def test_options_that_nothing_reads_are_told_before_a_folder_is_claimed(calls, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        tool.main(arguments(tmp_path / 'out', '--cfg-options', 'mini-coco:max_epochs=1'))
+    assert '--cfg-options max_epochs: nothing reads max_epochs' in capsys.readouterr().err
+    assert not calls[0] and not (tmp_path / 'out').exists()
 
 
 def test_a_smoke_run_is_no_result(calls, tmp_path, capsys):
@@ -342,6 +366,37 @@ def test_a_row_holds_what_other_calls_have_done(calls, tmp_path, capsys):
     tool.main(other)
     (row,) = read_results(tmp_path / 'row.json')['rows']
     assert row['metrics'] == {'miou': 0.2} and row['seed'] == 1
+
+
+def test_a_row_keeps_benchmarks_of_other_options(calls, tmp_path):
+    options = ['random', '--out', str(tmp_path), '--data', DATA, '--benchmarks']
+    tool.main([*options, 'mini-coco', '--amp'])
+    tool.main([*options, 'mini-cityscapes', '--cfg-options', 'train_cfg.max_epochs=1'])
+    (row,) = read_results(tmp_path / 'row.json')['rows']
+    assert row['metrics'] == {'box_ap': 0.25, 'box_ap50': 0.5, 'mask_ap': 0.125, 'miou': 0.3}
+    assert row['options'] == {
+        **dict.fromkeys(('box_ap', 'box_ap50', 'mask_ap'), ['--amp']),
+        'miou': ['train_cfg.max_epochs=1'],
+    }
+
+
+def test_a_row_loses_no_figures(calls, tmp_path, capsys):
+    done, _ = calls
+    options = ['random', '--out', str(tmp_path), '--data', DATA, '--benchmarks']
+    tool.main([*options, 'mini-coco', '--smoke'])
+    with pytest.raises(SystemExit):
+        tool.main([*options, 'mini-cityscapes'])
+    assert (
+        'row.json would lose Detection (box AP), Detection (box AP50), Detection (mask AP), of '
+        'mini-coco (another smoke): choose another --out, or delete that file'
+    ) in capsys.readouterr().err
+    assert len(done) == 2 and not (tmp_path / 'mini-cityscapes').exists()
+    (tmp_path / 'row.json').unlink()
+    for _ in range(2):  # what is left out is told each time
+        tool.main([*options, 'mini-cityscapes'])
+        assert 'left out of the row: mini-coco (another smoke)' in capsys.readouterr().out
+    (row,) = read_results(tmp_path / 'row.json')['rows']
+    assert row['metrics'] == {'miou': 0.3} and row['scale'] == 'miniature'
 
 
 def test_figures_of_one_name_do_not_share_a_row(calls, tmp_path, capsys):
