@@ -224,10 +224,13 @@ def check_heads(content: Any, heads: int | None, source: str | Path) -> int | No
     settings = plain_settings(settings)
     for key in ('model', 'backbone'):
         settings = settings.get(key) if isinstance(settings, Mapping) else None
-    if not isinstance(settings, Mapping) or not settings.get('type'):
+    if not isinstance(settings, Mapping):
         return heads
-    arch = settings.get('arch', 'base')  # mmpretrain's default
+    # mmpretrain's have an `arch`, 'base' by default; mmseg's say the heads themselves.
+    usual = 'base' if str(settings.get('type')).endswith(('ViT', 'VisionTransformer')) else None
+    arch = settings.get('arch', usual)
     said = arch.get('num_heads') if isinstance(arch, Mapping) else _HEADS.get(str(arch))
+    said = settings.get('num_heads', said)
     if type(said) is not int or said < 1:
         return heads
     if heads not in (None, said):

@@ -15,7 +15,7 @@ compat.skip_multimodal_models()
 from mmpretrain.models import ResNet, VisionTransformer  # noqa: E402
 
 from freeatm_mm.checkpoints import load_weights  # noqa: E402
-from freeatm_mm.downstream.conversion import _HEADS, LAYOUTS, convert_checkpoint  # noqa: E402
+from freeatm_mm.downstream.conversion import _HEADS, LAYOUTS, check_heads, convert_checkpoint  # noqa: E402
 from freeatm_mm.hub import Terms, draft_checkpoint  # noqa: E402
 
 VIT = dict(embed_dims=32, num_layers=2, num_heads=4, feedforward_channels=64)
@@ -217,6 +217,24 @@ def test_heads_are_those_of_the_checkpoints_config(tmp_path, capsys, arch, heads
 def test_heads_that_nothing_says_are_assumed_aloud(vit, tmp_path, capsys):
     convert_checkpoint(vit[1], tmp_path / 'out', 'huggingface')
     assert 'does not say how many attention heads it has: 1 assumed' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    'backbone, heads',
+    [
+        ("dict(type='mmpretrain.MAEViT')", 12),
+        ("dict(type='MAE', num_heads=4)", 4),
+        ("dict(type='MAE')", None),
+        ("dict(type='MAEViT', arch='of mine')", None),
+        ("dict(type='MAEViT', arch=dict(num_heads='4'))", None),
+        ("open('x')", None),
+        ("dict(type='MAEViT'", None),
+    ],
+)
+def test_what_a_config_says_of_heads(backbone, heads):
+    content = {'meta': {'cfg': f'model = dict(backbone={backbone})'}}
+    assert check_heads(content, None, 'x.pth') == heads
+    assert check_heads({}, 3, 'x.pth') == 3
 
 
 def test_heads_of_names_are_mmpretrains():
