@@ -74,14 +74,8 @@ def train(args: argparse.Namespace) -> list[float]:
     model = DINO(args.backbone, args.prototypes).to(device)
     views = [make_transform(args.size, 1.0, 0.0), make_transform(args.size, 0.1, 0.2)]
     dataset = StoreDataset(args.store, views, grid=-(-args.size // 32))
-    loader = DataLoader(
-        dataset,
-        batch_size=args.batch_size,
-        shuffle=True,
-        drop_last=True,
-        num_workers=args.workers,
-        collate_fn=collate_views,
-    )
+    options = dict(shuffle=True, drop_last=True, collate_fn=collate_views)
+    loader = DataLoader(dataset, args.batch_size, num_workers=args.workers, **options)
     if not len(loader):
         raise SystemExit(f'{args.store} holds fewer images than a batch of {args.batch_size}')
     loss_of = DINOLoss(args.prototypes).to(device)

@@ -905,7 +905,7 @@ def _requests(folder: Path) -> Reader:
         for number in range(len(store)):
             index.add(number, store.read(number))
         server = SimpleNamespace(
-            server_address=('127.0.0.1', 80), store=store, index=index, damaged=0
+            server_address=('127.0.0.1', 80), store=store, index=index, damaged=0, unreachable=''
         )
         for path in sorted(folder.glob('*.http')):
             if not path.is_file() or path.stat().st_size > 1 << 20:
