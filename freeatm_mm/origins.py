@@ -59,7 +59,8 @@ _TRANSFORMS = {
 _OTHER_MASKS = {'regions': 'regions', 'imported': 'imported', 'scenes': 'exact'}
 _VARIANT = re.compile(
     'other_masks|box|trust|object_crops|one_noun|normalized|binary|other_nouns|same_noun'
-    r'|equation3(_whole)?|hpm|own_attention|green_noise|felzenszwalb|kmeans|regions|imported|exact|ceiling_\d+(\.\d+)?'
+    r'|equation3(_whole)?|hpm|own_attention|green_noise|felzenszwalb|kmeans|regions|imported|exact'
+    r'|ceiling_\d+(\.\d+)?'
     r'|mask_[a-z_]{1,40}|(loss|combine|schedule|share_of|min_visible)=[\w.]{1,40}'
 )
 _LONGEST, _LONGEST_NAME = 2**20, 500

@@ -11,7 +11,7 @@ import numpy as np
 
 from freeatm_mm.addresses import RemoteFolder, check_address
 from freeatm_mm.attention.overlay import contact_sheet
-from freeatm_mm.checkpoints import find_backbone, read_state
+from freeatm_mm.checkpoints import backbone_of, read_state
 from freeatm_mm.downstream.conversion import (
     check_heads,
     convert_checkpoint,
@@ -145,7 +145,8 @@ def draft_checkpoint(
         InputError: If the checkpoint can't be used, or no library has such a model.
     """
     address, out = _model(address), Path(out)
-    backbone, content = find_backbone(checkpoint), read_state(checkpoint)
+    content = read_state(checkpoint)
+    backbone = backbone_of(content, checkpoint)
     check_heads(content, heads, checkpoint)
     made: dict[str, str] = {}
     reasons = []
