@@ -77,7 +77,9 @@ def crossed_difference(differences: np.ndarray) -> CrossedDifference:
 
     The model is ``difference = mean + seed + object + rest``, all three random. Each mean square
     estimates the variance that it adds to the mean, the rest's is in both of the others and is
-    taken off once; degrees of freedom are Satterthwaite's. With few seeds a bootstrap over both
+    taken off once. That sum is raised to what the seeds or the objects alone would give where it
+    is below. Degrees of freedom are Satterthwaite's for the sum as it was before, one at least:
+    seeds that agree by chance must not make the test surer. With few seeds a bootstrap over both
     (Owen, 2007) gives the same standard error and, having no t, too short an interval.
 
     Args:
@@ -102,9 +104,11 @@ def crossed_difference(differences: np.ndarray) -> CrossedDifference:
     parts = np.array([of_seeds.var(ddof=1) / seeds, of_objects.var(ddof=1) / objects, 0.0])
     parts[2] = (rest**2).sum() / freedom[2] / (seeds * objects)
     # Never below what either alone would give: the difference of estimates can come out too small.
-    variance = max(parts[0] + parts[1] - parts[2], parts[0], parts[1])
-    error = float(np.sqrt(variance))
-    degrees = variance**2 / np.maximum((parts**2 / freedom).sum(), 1e-300)
+    estimate = parts[0] + parts[1] - parts[2]
+    error = float(np.sqrt(max(estimate, parts[0], parts[1])))
+    # Of the estimate itself: raised, its square over the seeds' small part is degrees by the dozen.
+    degrees = max(estimate, 0.0) ** 2 / np.maximum((parts**2 / freedom).sum(), 1e-300)
+    degrees = max(degrees, 1.0)
     p = low = high = float('nan')
     if error > 1e-12:
         p = float(2 * stats.t.sf(abs(mean) / error, degrees))

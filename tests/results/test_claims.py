@@ -138,7 +138,7 @@ def test_means_are_of_one_regime_and_length():
 
 @pytest.mark.parametrize(
     ('gain', 'expected'),
-    [(0.16, ['shown', 'shown']), (0.1, ['shown', 'not shown']), (0.06, ['shown', 'opposite'])],
+    [(0.16, ['shown', 'shown']), (0.1, ['shown', 'not shown']), (0.07, ['shown', 'opposite'])],
     ids=['more than twice', 'twice', 'less than twice'],
 )
 def test_a_doubled_gain_is_more_than_being_ahead(gain, expected):

@@ -41,6 +41,25 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
     assert np.mean(errors) == pytest.approx(np.var(means), rel=0.1)
 
 
+def test_seeds_that_agree_by_chance_are_no_degrees_of_freedom():
+    """At the bound of a first look of three seeds no more are wrong than it promises."""
+    rng, bound, count = np.random.default_rng(0), 0.00517, 2500
+    wrong = sum(
+        crossed_difference(drawn(rng, 3, 300, 0.0, 0.1, 0.0, 1.0)).p < bound for _ in range(count)
+    )
+    assert wrong <= bound * count
+
+
+def test_degrees_of_freedom_are_those_of_the_estimate_that_was_raised():
+    """Two seeds with the same mean, whose objects differ by as much as the rest, by hand."""
+    objects, rest = np.tile([1, 1, -1, -1], 25), np.tile([1, -1, 1, -1], 25)
+    found = crossed_difference(0.5 + np.stack([objects + rest, objects - rest]))
+    # The seeds' part is 0, the objects' and the rest's are 1/99 each: 0 in all, raised to 1/99.
+    assert found.error == pytest.approx(99**-0.5)
+    # Of one degree of freedom; by the raised one there would be 49.5, and p 0.00001.
+    assert found.p == pytest.approx(1 - 2 / np.pi * np.arctan(0.5 * 99**0.5))
+
+
 def test_the_error_is_that_of_a_bootstrap_over_both():
     rng = np.random.default_rng(1)
     differences = drawn(rng, 12, 400)
