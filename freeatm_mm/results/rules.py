@@ -492,9 +492,14 @@ def decide_claim(results: Mapping[str, Any], claim: Claim) -> list[Finding]:
         )
     for measure in claim.others:
         findings += _reported(rows, claim.comparisons, measure, claim.arms)
-    for comparison in claim.extra:
-        findings += _reported(rows, (comparison,), claim.measure, ())
-    return findings
+    # Each over the whole seeds of its own arms, so that its p is not corrected yet.
+    extra = [
+        finding
+        for comparison in claim.extra
+        for finding in _reported(rows, (comparison,), claim.measure, ())
+    ]
+    corrected = holm([finding.corrected for finding in extra])
+    return findings + [replace(finding, corrected=p) for finding, p in zip(extra, corrected)]
 
 
 def _reported(

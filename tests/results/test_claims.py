@@ -8,6 +8,7 @@ from helpers.tools import exit_code, load_tool
 
 from freeatm_mm.results import new_results, pack_outcomes, read_results, write_results
 from freeatm_mm.results.claims import CLAIMS, claim_page, decide_claim
+from freeatm_mm.results.comparison import holm
 
 OBJECTS = 2000
 METRICS = ('linear_garment', 'knn_garment', 'linear_garment_whole', 'knn_garment_whole')
@@ -90,6 +91,17 @@ def test_the_page_says_rule_figure_interval_and_verdict():
     assert 'by seeds' in page
     undecided = claim_page(rows(1, {True: 0, False: 0}), 'contrastive-mocov2')
     assert 'no figure yet' in undecided and '.svg' not in undecided
+
+
+def test_comparisons_that_decide_nothing_are_corrected_together():
+    """Each has the seeds of its own arms, and p is of all that are shown."""
+    gains = {True: 0.05, 'other_masks': 0.02, False: 0.0, 'normalized': 0.06}
+    results = rows(5, gains)
+    results['rows'] += rows(3, {'box': 0.04})['rows']
+    found = decide_claim(results, CLAIMS['contrastive-mocov2'])[8:]
+    assert [finding.difference.seeds for finding in found] == [5, 3, 3, 5]
+    alone = [finding.difference.p for finding in found]
+    assert [finding.corrected for finding in found] == holm(alone) != alone
 
 
 def test_rows_without_outcomes_are_told():
