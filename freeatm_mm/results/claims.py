@@ -481,12 +481,11 @@ def _power(difference: Difference, claim: Claim) -> list[str]:
     """What the spread that was found lets the last look see."""
     last = max(claim.looks)
     if isinstance(difference, CrossedDifference):
-        spread = difference.error_seeds * difference.seeds**0.5
-        error = (spread**2 / last + difference.error_objects**2) ** 0.5
         return [
-            f'Standard error {difference.error:.4f}: {difference.error_seeds:.4f} by seeds, '
-            f'{difference.error_objects:.4f} by objects. At {counted(last, "seed")} a difference '
-            f'of about {2.8 * error:.3f} is found four times out of five.'
+            f'Standard error {difference.error:.4f}: {difference.error_seeds:.4f} by seeds and '
+            f'{difference.error_objects:.4f} by objects, both with the residual '
+            f'{difference.error_rest:.4f}. At {counted(last, "seed")} a difference of about '
+            f'{difference.found_by(last):.3f} is found four times out of five.'
         ]
     if isinstance(difference, NestedDifference):
         lines = [

@@ -45,6 +45,13 @@ def unpack_outcomes(text: str, count: int) -> np.ndarray:
     return np.unpackbits(packed, count=count).astype(bool)
 
 
+def _errors_to_find(seeds: int) -> float:
+    """How many standard errors a difference must have to be found four times out of five."""
+    from scipy import stats
+
+    return float(stats.t.ppf(0.975, seeds - 1)) + 0.8416
+
+
 @dataclass(frozen=True)
 class CrossedDifference:
     """How much better one arm is than another, over seeds and objects.
@@ -59,6 +66,7 @@ class CrossedDifference:
         high: Upper end.
         error_seeds: The standard error if the objects were all there are.
         error_objects: The standard error if the seeds were all there are.
+        error_rest: What both of these have in them that is neither the seeds' nor the objects'.
     """
 
     seeds: int
@@ -70,6 +78,13 @@ class CrossedDifference:
     high: float
     error_seeds: float
     error_objects: float
+    error_rest: float
+
+    def found_by(self, seeds: int) -> float:
+        """The difference that so many seeds, two or more, find four times out of five."""
+        objects = max(self.error_objects**2 - self.error_rest**2, 0.0)
+        error = (self.error_seeds**2 * self.seeds / seeds + objects) ** 0.5
+        return _errors_to_find(seeds) * error
 
 
 def crossed_difference(differences: np.ndarray) -> CrossedDifference:
@@ -122,7 +137,7 @@ def crossed_difference(differences: np.ndarray) -> CrossedDifference:
         p,
         low,
         high,
-        *(float(np.sqrt(part)) for part in parts[:2]),
+        *(float(np.sqrt(part)) for part in parts),
     )
 
 
@@ -160,11 +175,9 @@ class NestedDifference:
 
     def seeds_for(self, difference: float, heads: int) -> int:
         """How many seeds find a difference four times out of five, with so many heads each."""
-        from scipy import stats
-
         ratio = self.spread_with(heads) / difference
         for seeds in range(2, 10_000):
-            if seeds >= ((stats.t.ppf(0.975, seeds - 1) + 0.8416) * ratio) ** 2:
+            if seeds >= (_errors_to_find(seeds) * ratio) ** 2:
                 return seeds
         return 10_000
 

@@ -1,5 +1,6 @@
 """Claims and their rules, on rows whose truth is known."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -102,6 +103,15 @@ def test_comparisons_that_decide_nothing_are_corrected_together():
     assert [finding.difference.seeds for finding in found] == [5, 3, 3, 5]
     alone = [finding.difference.p for finding in found]
     assert [finding.corrected for finding in found] == holm(alone) != alone
+
+
+def test_the_page_says_what_all_seeds_find():
+    """Without spread by seeds and objects: that of 12 times as many outcomes, right or wrong."""
+    gains = {True: 0.0, 'other_masks': 0.0, False: 0.0}
+    page = claim_page(rows(8, gains, 'simclr'), 'contrastive-simclr')
+    found = float(re.search(r'At 12 seeds a difference of about (\S+) is found', page)[1])
+    variance = 2 * (0.25 - 0.15**2) / (12 * OBJECTS)
+    assert found == pytest.approx((2.201 + 0.842) * variance**0.5, rel=0.3)
 
 
 def test_rows_without_outcomes_are_told():

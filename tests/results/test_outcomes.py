@@ -71,6 +71,18 @@ def test_the_error_is_that_of_a_bootstrap_over_both():
     assert crossed_difference(differences).error == pytest.approx(np.std(means), rel=0.12)
 
 
+@pytest.mark.parametrize('seeds', [3, 12])
+def test_what_more_seeds_find_is_four_fifths_of_the_draws(seeds):
+    """More seeds leave less of what is neither theirs nor the objects', too."""
+    from scipy import stats
+
+    rng, spreads = np.random.default_rng(2), {'of_seeds': 0.02, 'of_objects': 0.1, 'rest': 0.6}
+    found = crossed_difference(drawn(rng, 400, 500, **spreads))
+    error = (0.02**2 / seeds + 0.1**2 / 500 + 0.6**2 / (500 * seeds)) ** 0.5
+    expected = error * (stats.t.ppf(0.975, seeds - 1) + stats.norm.ppf(0.8))
+    assert found.found_by(seeds) == pytest.approx(expected, rel=0.05)
+
+
 def test_a_difference_without_object_effects_is_the_paired_test_of_seeds():
     from scipy import stats
 
