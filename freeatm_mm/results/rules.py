@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from freeatm_mm.results.comparison import arm_name, holm, runs_of
+from freeatm_mm.results.comparison import arm_name, holm, is_untrained, runs_of
 from freeatm_mm.results.metrics import metric_title
 from freeatm_mm.results.outcomes import (
     CrossedDifference,
@@ -59,7 +59,7 @@ class Arm:
     Attributes:
         masks: As rows have them.
         regime: What was pretrained on.
-        epochs: How long; None where all rows have one length.
+        epochs: How long; None where all rows must have one length.
         method: Whose rows; empty for the claim's own.
     """
 
@@ -171,6 +171,66 @@ class Rows:
         while arms and all(self.row(arm, seed) is not None for arm in arms):
             seed += 1
         return seed
+
+    def check_lengths(self, arms: Sequence[Arm]) -> None:
+        """Refuse rows of several lengths of arms that name none.
+
+        Raises:
+            ValueError: If there are.
+        """
+        first: Mapping[str, Any] | None = None
+        for row in self._rows:
+            named = not any(arm.epochs is None and arm.fits(row, self.method) for arm in arms)
+            if named or is_untrained(row['method']):
+                continue
+            first = first or row
+            if row['epochs'] != first['epochs']:
+                one, two = (
+                    f'{arm_name(each["method"], each["regime"], each["masks"])}, seed '
+                    f'{each["seed"]} was pretrained for {each["epochs"]:g}'
+                    for each in (first, row)
+                )
+                raise ValueError(
+                    f'{one} epochs, and {two}, where the claim compares one length: keep rows of '
+                    'others in another file.'
+                )
+
+    def check_samples(self, comparison: Comparison, arms: Sequence[Arm], seeds: int) -> None:
+        """Refuse arms of one seed that were pretrained on different samples of a pool.
+
+        Lists of places in different stores can't be compared: there, one must say whose ids it
+        has. Rows without a pool, as those of real images, are passed over.
+
+        Args:
+            comparison: Where its arms name different lengths, it is about the number of images.
+            arms: The arms that it needs rows of.
+            seeds: How many seeds, from 0.
+
+        Raises:
+            ValueError: If there are.
+        """
+        if comparison.arm.epochs != comparison.reference.epochs:
+            return
+        for seed in range(seeds):
+            pools = [(arm, self[arm, seed].get('pool')) for arm in arms]
+            known = [(arm, pool) for arm, pool in pools if pool]
+            for arm, pool in known[1:]:
+                other, first = known[0]
+                if not _same_samples(first, pool):
+                    raise ValueError(
+                        f'{other.title(self.method)} and {arm.title(self.method)}, seed {seed}, '
+                        f'were pretrained on different samples: run both with the same --pool and '
+                        '--images (another store with --same-ids).'
+                    )
+
+
+def _same_samples(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
+    """Whether two rows' pools, as `choose_samples` notes them, can be of the same samples."""
+    samples, lists, stores = (
+        one.get(name) == two.get(name) for name in ('samples', 'list_sha256', 'config_sha256')
+    )
+    by_ids = not stores and bool(one.get('ids_of') or two.get('ids_of'))
+    return samples and (lists or by_ids)
 
 
 @dataclass(frozen=True)
@@ -414,6 +474,12 @@ class Claim:
         arms = [arm for each in self.comparisons for arm in self.measure.arms(each)]
         return list(dict.fromkeys(arms + (self.condition.arms if self.condition else [])))
 
+    @property
+    def all_arms(self) -> list[Arm]:
+        """These, and those that are reported too."""
+        extra = [arm for each in self.extra for arm in self.measure.arms(each)]
+        return list(dict.fromkeys(self.arms + extra))
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -455,10 +521,12 @@ def decide_claim(results: Mapping[str, Any], claim: Claim) -> list[Finding]:
         The primary comparisons on the primary measure; then what is reported besides.
 
     Raises:
-        ValueError: If a row of the claim's lacks what is measured, there are two of one kind, or
-            its config was changed otherwise than the claim says.
+        ValueError: If a row of the claim's lacks what is measured, there are two of one kind,
+            its config was changed otherwise than the claim says, or rows that are compared differ
+            in length or samples.
     """
     rows = Rows(results, claim.method, claim.cfg_options)
+    rows.check_lengths(claim.all_arms)
     whole = rows.whole_seeds(claim.arms)
     decided: dict[Comparison, tuple[str, int]] = {}
     for look, bound in claim.looks.items():
@@ -528,6 +596,8 @@ def _compare(
     rows: Rows, comparisons: tuple[Comparison, ...], measure: Measure, seeds: int
 ) -> dict[Comparison, tuple[Any, float]]:
     """The differences of the first seeds, and their p by Holm's method."""
+    for each in comparisons:
+        rows.check_samples(each, measure.arms(each), seeds)
     if seeds < 2:
         return {each: (None, float('nan')) for each in comparisons}
     found = [measure.difference(rows, each, seeds) for each in comparisons]

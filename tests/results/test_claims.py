@@ -153,9 +153,12 @@ def test_means_are_of_one_regime_and_length():
         '- SimCLR',
         '- SimCLR (real)',
     ]
-    for row in results['rows'][:2]:
+    results = rows(2, {True: 0.2, False: 0.0}, 'simclr')
+    for row in results['rows']:
         row['epochs'] = 10
-    assert '- SimCLR, 10 epochs: ' in claim_page(results, 'regimes')
+    results['rows'] += [{**row, 'epochs': 100} for row in results['rows'] if row['masks']]
+    page = claim_page(results, 'scaling-simclr')
+    assert page.count('(2 seeds)') == 3 and '- SimCLR, 10 epochs: ' in page
 
 
 @pytest.mark.parametrize(

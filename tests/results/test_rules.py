@@ -231,6 +231,66 @@ def test_arms_are_told_apart_by_masks_regime_and_length():
         Heads('box_ap').difference(Rows(results, 'mocov2'), pair, 2)
 
 
+def test_rows_of_several_lengths_are_refused_where_arms_name_none():
+    """Whichever comparison they are in; random weights have no length."""
+    gains = {True: 0.0, 'other_masks': 0.0, False: 0.0}
+    results, claim = nested(gains, 2), CLAIMS['detection-mocov2']
+    results['rows'] += [row('random', False, 0, 0), row('mocov2', 'box', 0, 80)]
+    assert verdicts(results, claim) == ['undecided'] * 2  # no arm of the claim
+    results['rows'][4]['epochs'] = 80
+    with pytest.raises(
+        ValueError,
+        match=r'seed 0 was pretrained for 40 epochs, and .*seed 1 .* for 80, where the claim',
+    ):
+        verdicts(results, claim)
+
+
+POOL = {'store': 'pool', 'config_sha256': 'a', 'samples': 100, 'list_sha256': 'x'}
+OTHER = {**POOL, 'store': 'other', 'config_sha256': 'b'}
+
+
+@pytest.mark.parametrize(
+    ('pool', 'same'),
+    [
+        (POOL, True),
+        (OTHER, True),
+        ({**OTHER, 'list_sha256': 'y', 'ids_of': 'pool'}, True),
+        (None, True),
+        ({**POOL, 'list_sha256': 'y'}, False),
+        ({**POOL, 'list_sha256': 'y', 'ids_of': 'prompts'}, False),
+        ({**POOL, 'samples': 200}, False),
+        ({**OTHER, 'list_sha256': 'y'}, False),
+    ],
+    ids=['own', 'like it', 'its ids', 'none', 'another list', 'other ids', 'more', 'strange ids'],
+)
+def test_arms_of_a_seed_must_have_the_same_samples(pool, same):
+    results = nested({True: 0.0, 'other_masks': 0.0, False: 0.0}, 2)
+    for each in results['rows']:
+        each['pool'] = pool if (each['masks'], each['seed']) == (False, 1) else POOL
+    if same:
+        assert verdicts(results, CLAIMS['detection-mocov2']) == ['undecided'] * 2
+    else:
+        with pytest.raises(ValueError, match=r'Free-ATM and MoCo v2, seed 1, were .* --same-ids'):
+            verdicts(results, CLAIMS['detection-mocov2'])
+
+
+def test_a_claim_about_the_number_of_images_has_other_samples():
+    """Of each length all arms have the same."""
+    rows = [
+        {
+            **row('simclr', masks, seed, epochs, metrics={'box_ap': 0.1 * seed}),
+            'pool': {**POOL, 'samples': 1000 // epochs, 'list_sha256': f'{epochs}'},
+        }
+        for seed in range(2)
+        for masks, epochs in ((True, 10), (True, 100), (False, 10))
+    ]
+    claim = dataclasses.replace(CLAIMS['scaling-simclr'], measure=Heads('box_ap'), others=())
+    assert verdicts(results_of(rows), claim) == ['undecided'] * 2
+    rows[2]['pool']['list_sha256'] = 'y'
+    with pytest.raises(ValueError, match='different samples'):
+        verdicts(results_of(rows), claim)
+
+
 def test_every_claim_has_a_rule_that_can_be_applied():
     for name, claim in CLAIMS.items():
         assert verdicts(results_of([]), claim) == ['undecided'] * len(claim.comparisons)
