@@ -426,11 +426,12 @@ def claim_page(results: Mapping[str, Any], name: str) -> str:
             '',
             '*Mean difference and its 95 % interval; in colour the comparisons that decide.*',
         ]
+    measured = [row for row in runs_of(results) if claim.metric in row['metrics']]
     rows = [
         row
-        for row in runs_of(results)
-        if (row['method'] == claim.method or is_untrained(row['method']))
-        and claim.metric in row['metrics']
+        for row in measured
+        if is_untrained(row['method'])
+        or any(arm.fits(row, claim.method) for arm in claim.all_arms)
     ]
     trained = [row for row in rows if not is_untrained(row['method'])]
     one_length = len({row['epochs'] for row in trained}) < 2
@@ -444,6 +445,9 @@ def claim_page(results: Mapping[str, Any], name: str) -> str:
         f'- {arm}: {np.mean(values):.4f} ({len(values)} seed{"s" * (len(values) > 1)})'
         for arm, values in means.items()
     ]
+    if len(rows) < len(measured):
+        left_out = counted(len(measured) - len(rows), 'row')
+        lines += ['', f'Left out: {left_out} of arms that the claim does not compare.']
     for each in findings:  # the first primary comparison, or another one where no seed is whole
         if each.difference:
             lines += ['', f'{each.name}:', '', *_power(each.difference, claim)]

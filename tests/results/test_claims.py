@@ -141,24 +141,23 @@ def test_the_tool_writes_page_and_plot(tmp_path, capsys):
     assert 'no claim of that name' in capsys.readouterr().err
 
 
-def test_means_are_of_one_regime_and_length():
+def test_means_are_of_arms_of_one_regime_and_length():
     results = rows(3, {True: 0.2, False: 0.0}, 'simclr')
     for row in rows(3, {False: 0.4}, 'simclr')['rows']:
         results['rows'].append({**row, 'regime': 'real'})
     page = claim_page(results, 'regimes')
-    assert page.count('(3 seeds)') == 3
+    assert page.count('(3 seeds)') == 2
     means = [line for line in page.splitlines() if line.startswith('- SimCLR')]
-    assert [line.split(':')[0] for line in means] == [
-        '- SimCLR + Free-ATM',
-        '- SimCLR',
-        '- SimCLR (real)',
-    ]
+    assert [line.split(':')[0] for line in means] == ['- SimCLR + Free-ATM', '- SimCLR (real)']
+    # Generated images without masks are no arm of the claim.
+    assert 'Left out: 3 rows of arms that the claim does not compare.' in page
     results = rows(2, {True: 0.2, False: 0.0}, 'simclr')
     for row in results['rows']:
         row['epochs'] = 10
     results['rows'] += [{**row, 'epochs': 100} for row in results['rows'] if row['masks']]
     page = claim_page(results, 'scaling-simclr')
     assert page.count('(2 seeds)') == 3 and '- SimCLR, 10 epochs: ' in page
+    assert 'Left out' not in page
 
 
 @pytest.mark.parametrize(
