@@ -430,8 +430,7 @@ def claim_page(results: Mapping[str, Any], name: str) -> str:
     rows = [
         row
         for row in measured
-        if is_untrained(row['method'])
-        or any(arm.fits(row, claim.method) for arm in claim.all_arms)
+        if is_untrained(row['method']) or any(arm.fits(row, claim.method) for arm in claim.all_arms)
     ]
     trained = [row for row in rows if not is_untrained(row['method'])]
     one_length = len({row['epochs'] for row in trained}) < 2

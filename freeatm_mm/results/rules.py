@@ -566,8 +566,8 @@ def decide_claim(results: Mapping[str, Any], claim: Claim) -> list[Finding]:
         for comparison in claim.extra
         for finding in _reported(rows, (comparison,), claim.measure, ())
     ]
-    corrected = holm([finding.corrected for finding in extra])
-    return findings + [replace(finding, corrected=p) for finding, p in zip(extra, corrected)]
+    together = holm([finding.corrected for finding in extra])
+    return findings + [replace(finding, corrected=p) for finding, p in zip(extra, together)]
 
 
 def _reported(
