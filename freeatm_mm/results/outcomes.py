@@ -61,8 +61,8 @@ class CrossedDifference:
         objects: How many objects, the same ones for every seed.
         mean: Mean difference.
         error: Its standard error.
-        p: Two-sided p-value.
-        low: Lower end of the 95 % confidence interval.
+        p: Two-sided p-value, the larger of two tests' (`crossed_difference`).
+        low: Lower end of the 95 % confidence interval, the longer of theirs.
         high: Upper end.
         error_seeds: The standard error if the objects were all there are.
         error_objects: The standard error if the seeds were all there are.
@@ -92,10 +92,11 @@ def crossed_difference(differences: np.ndarray) -> CrossedDifference:
 
     The model is ``difference = mean + seed + object + rest``, all three random. Each mean square
     estimates the variance that it adds to the mean, the rest's is in both of the others and is
-    taken off once. That sum is raised to what the seeds or the objects alone would give where it
-    is below. Degrees of freedom are Satterthwaite's for the sum as it was before, one at least:
-    seeds that agree by chance must not make the test surer. With few seeds a bootstrap over both
-    (Owen, 2007) gives the same standard error and, having no t, too short an interval.
+    taken off once; degrees of freedom are Satterthwaite's. These rest on estimates of a few seeds,
+    and are too many where seeds agree by chance, so that the paired t-test over the seeds is made
+    as well, and the more cautious of the two holds: the larger p, the longer interval. With few
+    seeds a bootstrap over both (Owen, 2007) gives the same standard error and, having no t, too
+    short an interval.
 
     Args:
         differences: (S, N) arm minus reference, such as -1, 0 or 1 for each object.
@@ -119,15 +120,15 @@ def crossed_difference(differences: np.ndarray) -> CrossedDifference:
     parts = np.array([of_seeds.var(ddof=1) / seeds, of_objects.var(ddof=1) / objects, 0.0])
     parts[2] = (rest**2).sum() / freedom[2] / (seeds * objects)
     # Never below what either alone would give: the difference of estimates can come out too small.
-    estimate = parts[0] + parts[1] - parts[2]
-    error = float(np.sqrt(max(estimate, parts[0], parts[1])))
-    # Of the estimate itself: raised, its square over the seeds' small part is degrees by the dozen.
-    degrees = max(estimate, 0.0) ** 2 / np.maximum((parts**2 / freedom).sum(), 1e-300)
-    degrees = max(degrees, 1.0)
+    variance = max(parts[0] + parts[1] - parts[2], parts[0], parts[1])
+    error = float(np.sqrt(variance))
+    degrees = variance**2 / np.maximum((parts**2 / freedom).sum(), 1e-300)
     p = low = high = float('nan')
     if error > 1e-12:
-        p = float(2 * stats.t.sf(abs(mean) / error, degrees))
-        reach = error * float(stats.t.ppf(0.975, degrees))
+        # Both means are the same, so that the longer interval holds the other.
+        tests = [(error, degrees), (float(np.sqrt(parts[0])), seeds - 1)]
+        p = max(float(2 * stats.t.sf(abs(mean) / max(e, 1e-12), d)) for e, d in tests)
+        reach = max(e * float(stats.t.ppf(0.975, d)) for e, d in tests)
         low, high = float(mean - reach), float(mean + reach)
     return CrossedDifference(
         seeds,

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from freeatm_mm.results import crossed_difference, pack_outcomes, unpack_outcomes
 
@@ -41,23 +42,33 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
     assert np.mean(errors) == pytest.approx(np.var(means), rel=0.1)
 
 
-def test_seeds_that_agree_by_chance_are_no_degrees_of_freedom():
-    """At the bound of a first look of three seeds no more are wrong than it promises."""
-    rng, bound, count = np.random.default_rng(0), 0.00517, 2500
+@pytest.mark.parametrize('of_seeds', [0.0, 0.05, 0.3])
+def test_few_seeds_decide_no_more_often_than_promised(of_seeds):
+    """Without a difference, at the bound of a first look of three seeds."""
+    rng, bound, count = np.random.default_rng(1), 0.00517, 2500
     wrong = sum(
-        crossed_difference(drawn(rng, 3, 300, 0.0, 0.1, 0.0, 1.0)).p < bound for _ in range(count)
+        crossed_difference(drawn(rng, 3, 300, 0.0, of_seeds, 0.3, 1.0)).p < bound
+        for _ in range(count)
     )
-    assert wrong <= bound * count
+    assert wrong <= bound * count + 2 * (bound * count) ** 0.5
 
 
-def test_degrees_of_freedom_are_those_of_the_estimate_that_was_raised():
-    """Two seeds with the same mean, whose objects differ by as much as the rest, by hand."""
+def test_seeds_that_agree_by_chance_do_not_make_the_test_surer():
+    """Two seeds with nearly the same mean, whose objects differ by as much as the rest, by hand."""
     objects, rest = np.tile([1, 1, -1, -1], 25), np.tile([1, -1, 1, -1], 25)
-    found = crossed_difference(0.5 + np.stack([objects + rest, objects - rest]))
-    # The seeds' part is 0, the objects' and the rest's are 1/99 each: 0 in all, raised to 1/99.
+    found = crossed_difference(0.01 + np.stack([objects + rest + 0.005, objects - rest - 0.005]))
+    # The seeds' part is 0.005 squared, the objects' and the rest's are 1/99 each, raised to that.
     assert found.error == pytest.approx(99**-0.5)
-    # Of one degree of freedom; by the raised one there would be 49.5, and p 0.00001.
-    assert found.p == pytest.approx(1 - 2 / np.pi * np.arctan(0.5 * 99**0.5))
+    assert found.error_seeds == pytest.approx(0.005)
+    # Of the seeds alone, a t of 2 with one degree of freedom; but the objects' test has the
+    # smaller t, 0.1 with 49.5 degrees, and holds.
+    assert found.p == pytest.approx(2 * stats.t.sf(0.01 * 99**0.5, 49.5), rel=1e-3)
+    surer = crossed_difference(0.5 + np.stack([objects + rest + 0.005, objects - rest - 0.005]))
+    # Here the objects' t of 5 would be p 0.00001, the seeds' is 100 with one degree.
+    assert surer.p == pytest.approx(1 - 2 / np.pi * np.arctan(100.0))
+    assert surer.high - surer.mean == pytest.approx(
+        max(0.005 * stats.t.ppf(0.975, 1), 99**-0.5 * stats.t.ppf(0.975, 49.5)), rel=1e-3
+    )
 
 
 def test_the_error_is_that_of_a_bootstrap_over_both():
@@ -74,8 +85,6 @@ def test_the_error_is_that_of_a_bootstrap_over_both():
 @pytest.mark.parametrize('seeds', [3, 12])
 def test_what_more_seeds_find_is_four_fifths_of_the_draws(seeds):
     """More seeds leave less of what is neither theirs nor the objects', too."""
-    from scipy import stats
-
     rng, spreads = np.random.default_rng(2), {'of_seeds': 0.02, 'of_objects': 0.1, 'rest': 0.6}
     found = crossed_difference(drawn(rng, 400, 500, **spreads))
     error = (0.02**2 / seeds + 0.1**2 / 500 + 0.6**2 / (500 * seeds)) ** 0.5
