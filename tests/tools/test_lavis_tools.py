@@ -186,9 +186,9 @@ def test_pointing_is_told_layer_by_layer_and_kept(world, tmp_path, capsys):
     for line, name in zip(told[1:], ['pointing_0', 'pointing_centre', 'pointing_random']):
         assert float(line.split()[-1]) == pytest.approx(100 * row['metrics'][name], abs=0.01)
     assert row['metrics']['pointing'] == row['metrics']['pointing_0']
-    look.main([str(PRETRAIN), str(world / 'store'), *said, '--limit=1', '--options', *options])
+    look.main([str(PRETRAIN), str(world / 'store'), *said, '--limit=3', '--options', *options])
     (row,) = read_results(out)['rows']
-    assert row['options']['pointing'][0] == '--limit=1'
+    assert row['options']['pointing'][0] == '--limit=3'
     capsys.readouterr()
     data = 'datasets.freeatm_pretrain.vis_processor'
     with pytest.raises(SystemExit):
