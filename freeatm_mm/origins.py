@@ -330,8 +330,13 @@ def _configs(paths: Any) -> list[Mapping[str, Any] | None]:
 
 
 def _config(path: Any) -> Mapping[str, Any] | None:
-    """What made a store's images; empty for a folder of plain ones; None where it can't be told."""
+    """What made a store's images; empty for a folder of plain ones; None where it can't be told.
+
+    Raises:
+        UnreachableStoreError: If its server can't be reached, which says nothing of the store.
+    """
     from freeatm_mm.store import Store, StoreError
+    from freeatm_mm.store.errors import UnreachableStoreError
 
     if not is_address(path):
         if not isinstance(path, str) or not Path(path).is_dir():
@@ -340,6 +345,8 @@ def _config(path: Any) -> Mapping[str, Any] | None:
             return {}
     try:
         return Store(path).config or None
+    except UnreachableStoreError:
+        raise
     except (StoreError, OSError, ValueError):
         return None
 

@@ -294,6 +294,20 @@ def test_what_takes_no_masks_but_guides_is_no_baseline():
     assert origin_of(content(text)).masks == 'own_attention'
 
 
+def test_a_store_that_cannot_be_reached_is_no_unknown_one(monkeypatch):
+    import freeatm_mm.store
+    from freeatm_mm.store.errors import UnreachableStoreError
+
+    def away(path):
+        raise UnreachableStoreError(f'{path}: its server answers 503')
+
+    text = PAPER.format('FreeATMMoCo')
+    text += f'train_dataloader = dict(dataset={OURS.format("s3://bucket/store", "")})'
+    monkeypatch.setattr(freeatm_mm.store, 'Store', away)
+    with pytest.raises(InputError, match='s3://bucket/store: its server answers 503'):
+        origin_of(content(text))
+
+
 def test_equation_3_without_masks_is_no_baseline_and_has_no_stores_masks(tmp_path):
     from helpers.tiny_stores import make_store
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,23 @@ from freeatm_mm.cli import command_line
 from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import SEED, number
 from freeatm_mm.cli._paths import path_here
-from freeatm_mm.results import add_row, open_results, update_results
+from freeatm_mm.results import merge_row, open_results, update_results
 
-__all__ = ['BlipRow', 'parse_row_args']
+__all__ = ['BlipRow', 'parse_row_args', 'told_options']
 
 _FACTS = ('regime', 'masks', 'generator', 'seed', 'epochs')
+#: Entries of a yaml that change no figure of a checkpoint: which it is, as the row's label says,
+#: where files lie, and how it is computed.
+_NO_FIGURE = {
+    *('model.pretrained', 'model.load_pretrained', 'model.finetuned', 'model.load_finetuned'),
+    *('model.image_weights', 'model.text_weights', 'model.tokenizer'),
+    *('model.vit_grad_ckpt', 'model.vit_ckpt_layer'),
+    *('run.device', 'run.dist_backend', 'run.dist_url', 'run.evaluate', 'run.keep_checkpoints'),
+    *('run.log_freq', 'run.num_workers', 'run.output_dir', 'run.seed'),
+    *('run.batch_size_eval', 'run.batch_size_train'),
+}
+_DATA = re.compile(r'datasets\.[^.]+\.build_info\.(?P<entry>[^.]+)')
+_FOLDERS = re.compile(r'[^\s,\[\]\'"]*/')
 
 
 def masks(text: str) -> bool | str:
@@ -72,6 +85,33 @@ def parse_row_args(
     return args
 
 
+def told_options(config: str, options: Sequence[str]) -> list[str]:
+    """What of ``--options`` may change a checkpoint's figures: ``KEY=VALUE``, in order of the keys.
+
+    Neither the checkpoint itself nor where files lie does; annotations of another name do.
+
+    Args:
+        config: The yaml that they change.
+        options: From the command line; of two with one key the last holds.
+    """
+    return list(_told(config, dict(option.split('=', 1) for option in options)))
+
+
+def _told(config: str, options: Mapping[str, str]) -> Iterator[str]:
+    for key, value in sorted(options.items()):
+        data = _DATA.match(key)
+        if data and data['entry'] == 'annotations':
+            from omegaconf import OmegaConf
+
+            from freeatm_mm.lavis_ext.launch import read_yaml
+
+            value = _FOLDERS.sub('', value)
+            if value != _FOLDERS.sub('', str(OmegaConf.select(read_yaml(config), key))):
+                yield f'{key}={value}'
+        elif not data and key not in _NO_FIGURE:
+            yield f'{key}={value}'
+
+
 class BlipRow:
     """The row of a checkpoint in a result file.
 
@@ -96,20 +136,24 @@ class BlipRow:
             **settle_label(origin, said, checkpoint, _FACTS),
             'scale': blip_scale(model),
         }
+        self.options = told_options(args.config, args.options)
         self.out: Path = args.out
         # A file that can't be used is told before anything is measured.
         open_results(self.out, self.out.stem, command_line())
 
-    def keep(self, metrics: Mapping[str, float]) -> None:
-        """Add figures to those that the row has already, and write the file."""
+    def keep(self, metrics: Mapping[str, float], options: Sequence[str] = ()) -> None:
+        """Add figures to those that the row has already, and write the file.
+
+        Args:
+            metrics: The figures.
+            options: What of the command line they were measured with, beside ``--options``.
+        """
+        told = [*options, *self.options]
+        row = {**self.row, 'metrics': dict(metrics)}
+        if told:
+            row['options'] = {name: told for name in metrics}
 
         def change(results: dict[str, Any]) -> None:
-            earlier = [
-                old['metrics']
-                for old in results['rows']
-                if all(old.get(key) == value for key, value in self.row.items())
-            ]
-            kept = {**(earlier[0] if earlier else {}), **metrics}
-            add_row(results, {**self.row, 'metrics': kept})
+            merge_row(results, row)
 
         update_results(self.out, change, self.out.stem, command_line())

@@ -31,6 +31,9 @@ from freeatm_mm.results import (
     update_results,
 )
 
+#: Scenes of a split that are taken at most.
+_SCENES = {'train': 3000, 'test': 1500}
+
 
 def parse_masks(text: str) -> bool | str:
     """'true' and 'false' are meant so; any other word names a variant."""
@@ -84,12 +87,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='the scenes of the world, or its 8,000 single garments, whose rows also keep which '
         'of them were classified correctly (%(default)s)',
     )
-    parser.add_argument(
-        '--train-scenes', type=whole(1, 10**7), default=3000, help='at most this many (%(default)s)'
-    )
-    parser.add_argument(
-        '--test-scenes', type=whole(1, 10**7), default=1500, help='at most this many (%(default)s)'
-    )
+    for split, most in _SCENES.items():
+        parser.add_argument(
+            f'--{split}-scenes',
+            type=whole(1, 10**7),
+            default=most,
+            help='at most this many (%(default)s)',
+        )
     parser.add_argument(
         '--batch-size', type=whole(1, 10**5), default=128, help='scenes at once (%(default)s)'
     )
@@ -153,13 +157,14 @@ def run(args: argparse.Namespace) -> None:
         print(f'{model.matched} of {model.total} tensors of the backbone loaded')
     metrics: dict = {}
     details: dict = {}
+    options: dict = {}
     if 'scenes' in args.on:
-        metrics, details = evaluate_features(
-            model,
-            args.world,
-            {'train': args.train_scenes, 'test': args.test_scenes},
-            args.batch_size,
-        )
+        most = {'train': args.train_scenes, 'test': args.test_scenes}
+        metrics, details = evaluate_features(model, args.world, most, args.batch_size)
+        told = [
+            f'--{split}-scenes={most[split]}' for split in most if most[split] != _SCENES[split]
+        ]
+        options = dict.fromkeys(metrics, told) if told else {}
     if 'garments' in args.on:
         garments = load_garments(Path(args.world) / 'garments')
         found, more = evaluate_objects(model, garments, 'garment', args.batch_size)
@@ -167,6 +172,8 @@ def run(args: argparse.Namespace) -> None:
         metrics, details = {**metrics, **found}, {**details, **more, 'seconds': seconds}
     details['weights_sha256'] = model.weights_sha256()
     row = {**label, 'metrics': metrics, 'details': details}
+    if options:
+        row['options'] = options
     lost: list[str] = []
 
     def change(results: dict) -> None:

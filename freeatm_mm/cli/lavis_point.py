@@ -72,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 **{f'pointing_{layer}': found.accuracy(layer) for layer in found.hits},
                 'pointing_centre': figures['central patch'],
                 'pointing_random': figures['random patch'],
-            }
+            },
+            [f'--limit={args.limit}'] if args.limit else [],
         )
     return 0

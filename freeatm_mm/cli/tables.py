@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from freeatm_mm.cli._paths import path_here
-from freeatm_mm.errors import counted, tool
+from freeatm_mm.errors import InputError, counted, tool
 from freeatm_mm.files import atomic_write, check_replaceable
 from freeatm_mm.results import is_smoke, read_results
 from freeatm_mm.results.paper_tables import (
@@ -54,6 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.out:
         check_replaceable(args.out, 'a file of freeatm tables', '**Table ')
     results = [read_results(path) for path in args.results]
+    for path, result in zip(args.results, results):
+        if cases := [row['case'] for row in result['rows'] if 'case' in row]:
+            raise InputError(
+                f'{path} holds benchmarks ({", ".join(cases)}), which are in none of the tables: '
+                'leave it out; freeatm report shows it'
+            )
     parts = []
     for table in args.tables:
         ours = gather_rows(results, table)

@@ -227,7 +227,7 @@ def _by_rows(folder: Path, file: Path) -> Iterator[Found]:
     """Images that the rows of a table name."""
     root = os.path.realpath(folder)
     order: OrderedDict[str, dict[str, Any]] = OrderedDict()
-    for place, name, captions, nouns, problem in _rows(file):
+    for place, name, captions, nouns, problem in _rows(file, root):
         if problem:
             yield Found(place, problem=problem)
             continue
@@ -255,8 +255,13 @@ def _by_rows(folder: Path, file: Path) -> Iterator[Found]:
         )
 
 
-def _rows(file: Path) -> Iterator[tuple[str, str, list[str], Any, str]]:
-    """Place, name of the image, captions, nouns and problem of the rows of a table."""
+def _rows(file: Path, root: str) -> Iterator[tuple[str, str, list[str], Any, str]]:
+    """Place, name of the image, captions, nouns and problem of the rows of a table.
+
+    Args:
+        file: The table.
+        root: The folder that names are of.
+    """
     names = _coco_names(file)
     for row in read_rows(file, _FIELDS):
         if row.problem:
@@ -264,14 +269,18 @@ def _rows(file: Path) -> Iterator[tuple[str, str, list[str], Any, str]]:
             continue
         fields = _lower(row.value)
         number = fields.get('image_id')
+        told = {
+            key: fields[key]
+            for key in _PATH_FIELDS
+            if isinstance(fields.get(key), str) and fields[key]
+        }
         name = next(
-            (
-                fields[key]
-                for key in _PATH_FIELDS
-                if isinstance(fields.get(key), str) and fields[key]
-            ),
-            names.get(number) if isinstance(number, (int, str)) else None,
+            iter(told.values()), names.get(number) if isinstance(number, (int, str)) else None
         )
+        if next(iter(told), '') == 'filename' and 'filepath' in told:  # Karpathy's
+            inner = os.path.join(told['filepath'], told['filename'])
+            if os.path.isfile(os.path.join(root, inner)):  # else in the folder itself
+                name = inner
         if not name:
             yield row.place, '', [], None, "the row doesn't name its image"
             continue

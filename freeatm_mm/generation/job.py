@@ -194,6 +194,7 @@ class GenerationJob:
             options['loras'] = loaded.loras
         options |= self.options
         source = self.source_class(loaded.pipe, plan, **options, **self.further_options())
+        source.in_format = lambda dtype: replace(self, dtype=dtype).source(local_rank, plan)
         if not local_rank:
             source.tell_chosen()
         return source

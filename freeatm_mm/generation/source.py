@@ -134,6 +134,8 @@ class ShardSource:
         samples_per_shard: Samples in each shard but the last.
         num_samples: Samples in the whole run.
         chosen: The steps and guidance of a few-step model that nobody named, in words.
+        in_format: Loads the same with weights of another number format (``'float32'``, ...), in
+            which `generate` then makes samples that `redo_failed` made so; None if nothing can.
 
     Raises:
         ValueError: If an argument is out of range, the pipeline's family is unknown or a prompt id
@@ -217,6 +219,8 @@ class ShardSource:
             # Refuses a family that can't be recorded, before anything is written.
             find_family(self._pipes[self._mask_stage - 1])
         self.pipeline: Any = pipeline
+        self.in_format: Callable[[str], ShardSource] | None = None
+        self._formats: dict[str, ShardSource] = {}
         self.plan = (
             prompts
             if isinstance(prompts, Plan)
@@ -359,7 +363,8 @@ class ShardSource:
     ) -> dict[int, Sample]:
         """Generate some samples of a shard again, in the batches in which they were generated.
 
-        Those that `redo_failed` generated are generated alone, as they were there.
+        Those that `redo_failed` generated are generated alone, as they were there, and in their
+        number format if it is another and `in_format` can load it.
 
         Args:
             shard: Number of the shard.
@@ -388,34 +393,43 @@ class ShardSource:
             range(first, min(first + size, len(work))) for first in range(0, len(work), size)
         ]
         found: dict[int, Sample] = {}
-        with quiet(self._pipes):
-            for batch, chosen in [
-                *((batch, together.intersection(batch)) for batch in batches),
-                *(([place], {place}) for place in alone),
-            ]:
-                if not chosen:
+        for maker, batch, chosen in [
+            *((self, batch, together.intersection(batch)) for batch in batches),
+            *((self._maker(redone[keys[place]]), [place], {place}) for place in alone),
+        ]:
+            if not chosen:
+                continue
+            try:
+                with quiet(maker._pipes):
+                    outcomes = maker._outcomes([work[place] for place in batch], Counts())
+            except (NounAlignmentError, NounTruncatedError) as error:
+                if not strict:
+                    raise
+                raise StoreError(str(error)) from None  # of these prompts alone
+            for place, outcome in zip(batch, outcomes):
+                if place not in chosen:
                     continue
-                try:
-                    outcomes = self._outcomes([work[place] for place in batch], Counts())
-                except (NounAlignmentError, NounTruncatedError) as error:
-                    if not strict:
-                        raise
-                    raise StoreError(str(error)) from None  # of these prompts alone
-                for place, outcome in zip(batch, outcomes):
-                    if place not in chosen:
-                        continue
-                    if outcome.sample is not None:
-                        found[wanted[place]] = outcome.sample
-                    elif strict:
-                        raise StoreError(
-                            f"sample {keys[place]!r} was made before and can't be now: "
-                            f'{outcome.reason}{self._redone_hint(redone.get(keys[place]))}'
-                        )
+                if outcome.sample is not None:
+                    found[wanted[place]] = outcome.sample
+                elif strict:
+                    raise StoreError(
+                        f"sample {keys[place]!r} was made before and can't be now: "
+                        f'{outcome.reason}{self._redone_hint(redone.get(keys[place]))}'
+                    )
         return found
+
+    def _maker(self, dtype: str) -> ShardSource:
+        """What generates samples of a number format: this one, unless the other can be loaded."""
+        if dtype == self.config['dtype'] or self.in_format is None:
+            return self
+        if dtype not in self._formats:
+            _LOG.info('loading the pipeline once more, as %s: a lost sample was made so', dtype)
+            self._formats[dtype] = self.in_format(dtype)
+        return self._formats[dtype]
 
     def _redone_hint(self, dtype: str | None) -> str:
         """How a sample comes back that was generated in another number format than the rest."""
-        if dtype in (None, self.config['dtype']):
+        if dtype in (None, self.config['dtype']) or self.in_format is not None:
             return ''
         return (
             f'; it was generated again as {dtype}, and this pipeline is {self.config["dtype"]}: '

@@ -22,6 +22,7 @@ weights under test is random.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import inspect
 import io
@@ -39,7 +40,7 @@ from PIL import Image
 from torch import nn
 
 from freeatm_mm.checkpoints import check_finite, fit, load_weights
-from freeatm_mm.errors import moving_to
+from freeatm_mm.errors import InputError, moving_to
 from freeatm_mm.probing.metrics import (
     accuracy,
     confusion_matrix,
@@ -290,7 +291,8 @@ def load_model(
         prefix: What the backbone's tensors are called by in the checkpoint; names without it are
             tried if none has it.
         device: Where to run.
-        cfg_options: Overrides such as ``{'model.backbone.depth': 18}``.
+        cfg_options: Overrides of the backbone or the preprocessor, such as
+            ``{'model.backbone.depth': 18}``; a config that was handed over stays as it is.
 
     Returns:
         The frozen model.
@@ -299,7 +301,7 @@ def load_model(
         FileNotFoundError: If the config or the checkpoint is missing.
         ValueError: If less than 95 % of the backbone's tensors are in the checkpoint with their
             shape, naming those that are missing, or they are NaN or infinite, or the config has no
-            backbone, or there is no such device.
+            backbone, or there is no such device, or nothing here reads an override.
     """
     from mmengine.config import Config
     from mmengine.registry import DefaultScope
@@ -311,7 +313,16 @@ def load_model(
         if not Path(config).is_file():
             raise FileNotFoundError(f'Config {config} not found.')
         config = Config.fromfile(config)
+    own = config.get('model', {}).get('data_preprocessor') or not config.get('data_preprocessor')
+    read = ('model.backbone.', 'model.data_preprocessor.' if own else 'data_preprocessor.')
+    for key in cfg_options or ():
+        if not f'{key}.'.startswith(read):
+            raise InputError(
+                f'cfg_options {key}: nothing here reads it: what is built of the config is '
+                f'{" and ".join(part.rstrip(".") for part in read)}'
+            )
     if cfg_options:
+        config = copy.deepcopy(config)
         config.merge_from_dict(cfg_options)
     if 'backbone' not in config.get('model', {}):
         raise ValueError('The config has no model.backbone to evaluate.')

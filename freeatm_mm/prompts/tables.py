@@ -674,7 +674,7 @@ def _tar_rows(file: BinaryIO, name: Path, fields: Collection[str]) -> Iterator[R
                     fields,
                     small=False,
                 ):
-                    yield Row(number, row.place, row.value, row.problem)
+                    yield Row(number, row.place, row.value, row.problem, row.order)
                     number += 1
                 continue
             data = content.read(LONGEST_ROW + 1)

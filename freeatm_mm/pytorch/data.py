@@ -46,12 +46,13 @@ class ViewItem(NamedTuple):
     Args:
         views: V tensors (C, H, W); their sizes may differ between views.
         masks: V tensors (K, gh, gw) float32, of the K nouns that all views show.
-        nouns: (K,) int64, their numbers (`freeatm_mm.ops.noun_id`).
+        nouns: (K,) int64, their numbers (`freeatm_mm.ops.noun_id`); None of a data set without
+            masks, which has none (K is 0).
     """
 
     views: list[Tensor]
     masks: list[Tensor]
-    nouns: Tensor
+    nouns: Tensor | None
 
 
 class ViewBatch(NamedTuple):
@@ -61,13 +62,14 @@ class ViewBatch(NamedTuple):
         views: V tensors (B, C, H, W).
         masks: V tensors (B, K, gh, gw) float32, 0 where an image has fewer than K instances.
         places: (M,) int64, where the instances stand among the B * K places.
-        nouns: (M,) int64, their nouns; `freeatm_mm.ops.UNKNOWN_NOUN` for a whole image.
+        nouns: (M,) int64, their nouns; `freeatm_mm.ops.UNKNOWN_NOUN` for a whole image. None where
+            no image is of a data set with masks, so that a loss that goes by nouns is refused.
     """
 
     views: list[Tensor]
     masks: list[Tensor]
     places: Tensor
-    nouns: Tensor
+    nouns: Tensor | None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ViewBatch:
         """Return the batch on another device."""
@@ -76,7 +78,8 @@ class ViewBatch(NamedTuple):
             return tensor.to(device, non_blocking=non_blocking)
 
         views, masks = [[move(part) for part in parts] for parts in (self.views, self.masks)]
-        return ViewBatch(views, masks, move(self.places), move(self.nouns))
+        nouns = None if self.nouns is None else move(self.nouns)
+        return ViewBatch(views, masks, move(self.places), nouns)
 
 
 class StoreDataset(Dataset):
@@ -136,6 +139,7 @@ class StoreDataset(Dataset):
         if not 0 < min_visible <= 1:
             raise InputError(f'min_visible {min_visible} is not above 0 and at most 1')
         self.mask_values, self.min_visible, self.masks = mask_values, min_visible, masks
+        self._gives_nouns = masks and bool(self.store.manifest.get('nouns', 1))
 
     def __len__(self) -> int:
         return len(self.store)
@@ -179,7 +183,7 @@ class StoreDataset(Dataset):
         return ViewItem(
             views,
             [torch.from_numpy(found[kept]) for found in maps],
-            torch.tensor(names, dtype=torch.int64),
+            torch.tensor(names, dtype=torch.int64) if self._gives_nouns else None,
         )
 
 
@@ -218,10 +222,11 @@ def collate_views(items: Sequence[ViewItem]) -> ViewBatch:
         )
     for number, item in enumerate(items):
         counts = [len(found) for found in item.masks]
-        if {*counts} != {len(item.nouns)} or len(counts) != len(item.views):
+        named = 0 if item.nouns is None else len(item.nouns)
+        if {*counts} != {named} or len(counts) != len(item.views):
             raise InputError(
                 f'image {number} of a batch has {counted(len(item.views), "view")} and '
-                f'{counted(len(item.nouns), "noun")}, and masks {counts}: each view needs one mask '
+                f'{counted(named, "noun")}, and masks {counts}: each view needs one mask '
                 'for each noun'
             )
     views = []
@@ -231,7 +236,7 @@ def collate_views(items: Sequence[ViewItem]) -> ViewBatch:
             raise InputError(f'views of one batch have different sizes {shapes}: resize them')
         views.append(torch.stack(parts))
     # On the grid that is known, not pad_instances's own 1 x 1, so that a map's layout can be told.
-    nouns = [item.nouns if len(item.nouns) else None for item in items]
+    nouns = [None if item.nouns is None or not len(item.nouns) else item.nouns for item in items]
     masks = []
     for maps in zip(*(item.masks for item in items)):
         if len({found.shape[1:] for found in maps}) > 1:
@@ -243,7 +248,8 @@ def collate_views(items: Sequence[ViewItem]) -> ViewBatch:
         except ValueError as error:
             raise InputError(str(error)) from None
         masks.append(padded.masks[0])
-    return ViewBatch(views, masks, padded.places, padded.nouns)
+    known = any(item.nouns is not None for item in items)
+    return ViewBatch(views, masks, padded.places, padded.nouns if known else None)
 
 
 def _collate(batch: Sequence[ViewItem], *, collate_fn_map: Any = None) -> ViewBatch:

@@ -77,7 +77,10 @@ def _check_embeddings(
     if not first.is_floating_point() or not second.is_floating_point():
         raise InputError(f'embeddings must be floating point, got {first.dtype}, {second.dtype}')
     if nouns is None and negatives == 'other_nouns':
-        raise InputError("negatives 'other_nouns' needs the nouns: give those of the batch")
+        raise InputError(
+            "negatives 'other_nouns' needs the nouns: give those of the batch, which has some if "
+            'its StoreDataset has masks=True and its store nouns'
+        )
 
 
 def _share(counts: Sequence[int]) -> float:

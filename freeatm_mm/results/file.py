@@ -297,7 +297,7 @@ def _encode(results: Mapping[str, Any]) -> bytes:
 
 def _identity(row: Mapping[str, Any]) -> str:
     """What makes a row the same run as another: everything but what was measured."""
-    measured = {'metrics', 'details', 'ratio', 'baseline', 'ours', 'unit', 'target'}
+    measured = {'metrics', 'options', 'details', 'ratio', 'baseline', 'ours', 'unit', 'target'}
     return json.dumps({key: row[key] for key in sorted(row) if key not in measured})
 
 
@@ -336,11 +336,16 @@ def merge_row(results: dict[str, Any], row: Mapping[str, Any]) -> list[str]:
     if not more or (all(both) and both[0] != both[1]):
         add_row(results, row)
         return more
-    details = {**old, **new, 'seconds': {**old.get('seconds', {}), **new.get('seconds', {})}}
-    if not all(both):
-        details.pop('weights_sha256', None)
-    metrics = {**earlier['metrics'], **row['metrics']}
-    add_row(results, {**row, 'metrics': metrics, 'details': details})
+    merged = {**row, 'metrics': {**earlier['metrics'], **row['metrics']}}
+    options = {name: words for name, words in earlier.get('options', {}).items() if name in more}
+    if options:
+        merged['options'] = {**options, **row.get('options', {})}
+    if old or new:
+        seconds = {**old.get('seconds', {}), **new.get('seconds', {})}
+        merged['details'] = details = {**old, **new, 'seconds': seconds}
+        if not all(both):
+            details.pop('weights_sha256', None)
+    add_row(results, merged)
     return []
 
 

@@ -309,17 +309,29 @@ def improvements(ours: Mapping[Key, Arm], table: int) -> str:
 
     Of other generators and scales as well: signs can be compared, sizes can't, which is said.
     Differences are paired by seed, with the p of the paired t-test, also
-    corrected by Holm's method for the metrics of one row; empty where we have none. Metrics that
-    the two were measured with unlike options for are not compared, which is said, too.
+    corrected by Holm's method for the metrics of one row; empty where we have none. Pretrainings
+    of unlike length or scale, and metrics that the two were measured with unlike options for, are
+    not compared, which is said, too.
     """
     titles, paper = TABLES[table].metrics, paper_rows(table)
     lines, same, ties, counted = [], 0, 0, 0
     unlike: list[str] = []
+    otherwise: list[str] = []
     sure = {True: 0, False: 0}  # of the same sign, of the other
     for key in _in_order(ours, paper):
         group = ours[key]
         baseline = (*key[:3], False)
         if key[3] is False or baseline not in ours:
+            continue
+        if differing := [
+            f'{what} {mine or "unknown"}, not {other or "unknown"}'
+            for what, mine, other in (
+                ('epochs', f'{group.epochs:g}', f'{ours[baseline].epochs:g}'),
+                ('scale', group.scale, ours[baseline].scale),
+            )
+            if mine != other
+        ]:
+            otherwise.append(f'{arm_name(*_arm(key))} ({", ".join(differing)})')
             continue
         theirs = paper.get((*_counterpart(key)[:3], True), {})
         reference = paper.get(_counterpart(baseline), {})
@@ -355,15 +367,15 @@ def improvements(ours: Mapping[Key, Arm], table: int) -> str:
                 f'| {arm_name(*_arm(key))} | {titles[metric]} | {100 * difference.mean:+.1f}'
                 f'{spread} | {p or " | "} | {len(difference.seeds)} | {expected} |'
             )
-    note = (
-        [
-            'Not compared, as measured with other options than without masks: '
-            f'{", ".join(unlike)}.',
-            '',
-        ]
-        if unlike
-        else []
-    )
+    note = [
+        part
+        for why, names in (
+            ('pretrained otherwise than without masks', otherwise),
+            ('measured with other options than without masks', unlike),
+        )
+        if names
+        for part in (f'Not compared, as {why}: {", ".join(names)}.', '')
+    ]
     if not lines:
         return '\n'.join(note)
     if any(

@@ -300,6 +300,13 @@ def karpathy(tmp_path, data):
     return tmp_path / 'images', {'captions': tmp_path / 'dataset.json'}
 
 
+def karpathy_in_folders(tmp_path, data):
+    images, options = karpathy(tmp_path, data)
+    (images / 'val2014').mkdir()
+    (images / 'a.png').rename(images / 'val2014/a.png')
+    return images, options
+
+
 def img2dataset_files(tmp_path, data):
     """As its output format `files`, the default, writes two shards."""
     pyarrow = pytest.importorskip('pyarrow')
@@ -346,6 +353,7 @@ def coco(tmp_path, data):
         (folder_with_parquet_metadata, [('a dog and a ball',)], 1),
         (captions_in_parquet, [('a dog', 'a cat')], 0),
         (karpathy, [('a dog', 'a cat')], 0),
+        (karpathy_in_folders, [('a dog', 'a cat')], 0),
         (img2dataset_files, [('a dog',), ('a dog',)], 0),
         (coco, [('a dog', 'a cat')], 0),
     ],

@@ -302,6 +302,15 @@ def test_a_lost_sample_of_another_number_format_is_listed_and_the_rest_repaired(
     assert left.startswith("shard-000001: sample '004' was made before and can't be now: its image")
     assert 'generated again as bfloat16, and this pipeline is float32: remove the shard' in left
     assert '--redo-failed --dtype bfloat16' in left
+    # The tool's source can load the pipeline in another format.
+    again = source_of(fail(tiny_stable_diffusion(), 'cat', 'shirt'))
+    opened = []
+    again.in_format = lambda dtype: opened.append(dtype) or source_of(wide)
+    damage(tmp_path, 0, 0)
+    damage(tmp_path, 0, 1)  # the cat: both formats in one shard
+    report = repair_store(tmp_path, again)
+    assert report.left == [] and report.generated == 3 and opened == ['bfloat16']
+    assert folder_bytes(tmp_path) == whole
     # What the message says to do.
     for file in tmp_path.glob('shard-000001.*'):
         file.unlink()

@@ -187,6 +187,16 @@ def test_a_checkpoint_of_another_model_is_refused_by_name(tmp_path, resnet):
         load_model(tmp_path / 'nowhere.py')
 
 
+def test_overrides_that_nothing_reads_are_refused():
+    config = config_of(RESNET)
+    depth = {'model.backbone.depth': 34, 'model.data_preprocessor.to_rgb': False}
+    assert len(load_model(config, cfg_options=depth).backbone.layer1) == 3
+    assert config.model.backbone.depth == 18  # which was handed over
+    for key in ('modle.backbone.depth', 'model.head.temperature', 'data_preprocessor.to_rgb'):
+        with pytest.raises(InputError, match=f'cfg_options {key}: nothing here reads it'):
+            load_model(config, cfg_options={key: 34})
+
+
 class Planted:
     """Would run code when unpickled."""
 
@@ -518,6 +528,12 @@ def test_what_is_not_measured_again_stays_in_the_row(tmp_path, monkeypatch, caps
     metrics, details = tool('garments')
     assert metrics == {'linear_garment': 0.25} and 'linear' not in details['seconds']
     assert 'on other weights: the earlier figures linear\n' in capsys.readouterr().out
+    # Figures of fewer scenes say so, and no others.
+    tool('scenes', '--test-scenes', '9')
+    tool('garments')
+    assert read_results(out)['rows'][0]['options'] == {'linear': ['--test-scenes=9']}
+    tool('scenes')
+    assert 'options' not in read_results(out)['rows'][0]
     # Rows of earlier versions don't say which weights they are of.
     results = read_results(out)
     del results['rows'][0]['details']

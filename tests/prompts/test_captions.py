@@ -136,6 +136,8 @@ def test_conceptual_captions_in_both_orders(tmp_path, line, expected):
     with gzip.open(tmp_path / 'train.tsv.gz', 'wt') as file:
         file.write('\n' + line)
     assert next(read_cc(tmp_path / 'train.tsv.gz')).id == expected[:-1] + '2'
+    (tmp_path / 'train.tar').write_bytes(make_tar([('train.tsv', line.encode())]))
+    assert next(read_cc(tmp_path / 'train.tar')).id == expected
 
 
 def test_sbu_in_its_three_forms(tmp_path):

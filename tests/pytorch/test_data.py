@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader
 from freeatm_mm.errors import InputError
 from freeatm_mm.ops import UNKNOWN_NOUN, WHOLE, crop_window, flip_window, masks_on_views, noun_id
 from freeatm_mm.pytorch import (
+    InstanceInfoNCE,
+    InstanceNTXent,
     StoreDataset,
     ViewBatch,
     ViewItem,
@@ -23,6 +25,7 @@ from freeatm_mm.pytorch import (
     masks_in_view,
     track_view,
 )
+from freeatm_mm.store import Store
 
 v2 = pytest.importorskip('torchvision.transforms.v2')
 
@@ -150,8 +153,26 @@ def test_a_loader_with_workers_pins_and_the_baseline_has_no_masks(tmp_path):
     path = make_store(tmp_path / 'store', count=6)
     dataset = pickle.loads(pickle.dumps(StoreDataset(path, transform(), masks=False)))
     (batch,) = DataLoader(dataset, batch_size=6, collate_fn=collate_views, num_workers=1)
-    assert batch.nouns.eq(UNKNOWN_NOUN).all() and batch.masks[0].shape == (6, 1, 7, 7)
-    assert batch.masks[1].eq(1).all()
+    assert batch.nouns is None and batch.masks[0].shape == (6, 1, 7, 7)
+    assert batch.masks[1].eq(1).all() and batch.to('cpu').nouns is None
+    mixed = [dataset[1], StoreDataset(path, transform())[1]]
+    nouns = collate_views(mixed).nouns
+    assert nouns[0] == UNKNOWN_NOUN and len(nouns) == 1 + len(mixed[1].nouns)
+
+
+def test_what_goes_by_nouns_is_refused_without_them(tmp_path):
+    path = make_store(tmp_path / 'store', count=2)
+    features = torch.randn(2, 6)
+    baseline = StoreDataset(path, transform(), masks=False)
+    nameless = Store(path)
+    nameless.manifest['nouns'] = 0
+    for dataset in (baseline, StoreDataset(nameless, transform())):
+        batch = collate_views([dataset[0], dataset[0]])  # its first image has no noun
+        assert InstanceNTXent()(features, features, batch.nouns).isfinite()
+        for loss in (InstanceNTXent, InstanceInfoNCE):
+            part = loss(negatives='other_nouns', **({} if loss is InstanceNTXent else {'dim': 6}))
+            with pytest.raises(InputError, match="'other_nouns' needs the nouns: .* masks=True"):
+                part(features, features, batch.nouns)
 
 
 def test_views_of_different_sizes_and_grids(tmp_path):

@@ -294,6 +294,25 @@ def test_unlike_options_are_not_compared():
     )
 
 
+def test_pretrainings_of_other_lengths_are_not_compared():
+    made = result(
+        ('mae', 'real', False, 0, {'box_ap': 0.5}, ''),
+        ('mae', 'real', True, 0, {'box_ap': 0.6}, ''),
+    )
+    assert '+10.0' in improvements(gather_rows([made], 2), 2)
+    masked = made['rows'][1]
+    for changed, told in (
+        ({'epochs': 800}, 'epochs 800, not 10'),
+        ({'scale': 'paper'}, 'scale paper, not miniature'),
+        ({'epochs': 5, 'scale': 'paper'}, 'epochs 5, not 10, scale paper, not miniature'),
+    ):
+        made['rows'][1] = {**masked, **changed}
+        assert improvements(gather_rows([made], 2), 2) == (
+            'Not compared, as pretrained otherwise than without masks: MAE + Free-ATM (real) '
+            f'({told}).\n'
+        )
+
+
 @pytest.mark.parametrize('options', [['--amp'], {'box_ap': '--amp'}, {'box_ap': [1]}])
 def test_options_that_are_none_are_told(options):
     made = with_options([])
@@ -328,6 +347,11 @@ def test_the_tool(tmp_path, capsys):
     with pytest.raises(SystemExit):
         tool.main([str(tmp_path / 'bad.json')])
     assert 'missing' in capsys.readouterr().err
+    case = {'case': 'record', 'ratio': 1.03, 'baseline': 2.1, 'ours': 2.2, 'unit': 's'}
+    write_results(tmp_path / 'speed.json', {**OURS, 'rows': [case]})
+    with pytest.raises(SystemExit):
+        tool.main([str(tmp_path / 'row.json'), str(tmp_path / 'speed.json')])
+    assert 'speed.json holds benchmarks (record), which are in none' in capsys.readouterr().err
 
 
 def test_a_row():

@@ -64,6 +64,8 @@ def run(tool, monkeypatch, tmp_path, *arguments):
     monkeypatch.setattr(tool.Job, 'run', record)
     monkeypatch.setattr(tool, 'fetch_sources', lambda cache, sources: 'sources')
     monkeypatch.setattr(tool, 'export_positions', lambda sources, out, counts: out)
+    for name in ('store_sha256', 'file_sha256'):
+        monkeypatch.setattr(tool, name, lambda path: f'that of {Path(path).name}')
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(
         sys,
@@ -193,6 +195,26 @@ def flat(config, start=''):
             flat(value, f'{start}{name}.') if isinstance(value, dict) else {f'{start}{name}': value}
         )
     return found
+
+
+def test_a_folder_holds_to_what_its_runs_share(tool, monkeypatch, tmp_path, capsys):
+    run(tool, monkeypatch, tmp_path, '--options', 'run.num_workers=0')
+    same = ['--options', 'run.num_workers=0']
+    for changed, told in (
+        ([], 'was begun with --options run.num_workers=0, not without --options'),
+        ([*same, '--epochs', '3'], 'was begun with --epochs 2, not with --epochs 3'),
+        ([*same, '--finetune-epochs', '0'], 'with --finetune-epochs 10, not without'),
+        ([*same, '--store', 'T'], 'with --store of sha256 that of S, not with --store of sha256'),
+        ([*same, '--scenes', '9', '9', '9'], 'with --scenes 1500 150 500, not with --scenes 9 9 9'),
+        ([*same, '--regime', 'real'], 'with --regime synthetic, not with --regime real'),
+        ([*same, '--detector-epochs', '3'], 'with --detector-epochs 12, not'),
+        ([*same, '--detections', 'D'], 'not with --detections of sha256 that of D'),
+    ):
+        with pytest.raises(SystemExit):
+            run(tool, monkeypatch, tmp_path, *changed)
+        assert told in capsys.readouterr().err
+    # Further arms and seeds are no other settings.
+    assert run(tool, monkeypatch, tmp_path, *same, '--seeds', '2', '--arms', 'freeatm', 'template')
 
 
 def test_given_detections_need_no_detector(tool, monkeypatch, tmp_path):

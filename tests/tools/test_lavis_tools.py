@@ -186,6 +186,10 @@ def test_pointing_is_told_layer_by_layer_and_kept(world, tmp_path, capsys):
     for line, name in zip(told[1:], ['pointing_0', 'pointing_centre', 'pointing_random']):
         assert float(line.split()[-1]) == pytest.approx(100 * row['metrics'][name], abs=0.01)
     assert row['metrics']['pointing'] == row['metrics']['pointing_0']
+    look.main([str(PRETRAIN), str(world / 'store'), *said, '--limit=3', '--options', *options])
+    (row,) = read_results(out)['rows']
+    assert row['options']['pointing'][0] == '--limit=3'
+    capsys.readouterr()
     data = 'datasets.freeatm_pretrain.vis_processor'
     with pytest.raises(SystemExit):
         look.main([str(PRETRAIN), 'S', '--options', *options, f'{data}.train.mean=[1,2]'])
@@ -206,6 +210,44 @@ def test_rows_that_others_add_meanwhile_stay(tmp_path):
     for row in both:
         row.keep({'pointing': 0.5})
     assert [row['seed'] for row in read_results(tmp_path / 'x.json')['rows']] == [0, 1]
+
+
+def test_a_row_says_with_which_options_it_was_measured(tmp_path):
+    from freeatm_mm.cli._blip_rows import BlipRow
+
+    torch.save({'model': {}}, tmp_path / 'x.pth')
+    out, data = tmp_path / 'x.json', 'datasets.freeatm_retrieval.build_info'
+
+    def keep(seed, what, *options, more=()):
+        said = ['--regime=real', '--masks=x', '--epochs=1', f'--seed={seed}', '--out', str(out)]
+        words = [
+            str(ZEROSHOT),
+            *said,
+            '--what',
+            what,
+            *(['--options', *options] if options else []),
+        ]
+        BlipRow(evaluate.parse_args(words), tmp_path / 'x.pth', {}).keep(
+            {f'{what}_TR@1': 0.5, f'{what}_IR@1': 0.5}, *more
+        )
+        return read_results(out)['rows'][-1].get('options')
+
+    # Where files lie, which checkpoint it is and how it is loaded changes no figure.
+    alike = ['model.pretrained=x.pth', 'run.num_workers=0', f'{data}.images=elsewhere']
+    alike += [f'{data}.annotations.test=elsewhere/words.json', 'run.output_dir=x']
+    assert keep(0, 'zeroshot', *alike) is None
+    assert keep(1, 'zeroshot', 'run.k_test=4', 'model.max_txt_len=9', 'run.k_test=2', *alike) == {
+        name: ['model.max_txt_len=9', 'run.k_test=2'] for name in ('zeroshot_TR@1', 'zeroshot_IR@1')
+    }
+    with pytest.raises(ValueError, match='differ in the options of zeroshot_TR@1, none and model'):
+        gather_rows([read_results(out)], 3)
+    # Figures of several commands stand in one row, each with its own options.
+    told = keep(1, 'finetuned', f'{data}.annotations.test=there/flickr.json')
+    assert told['finetuned_TR@1'] == [f'{data}.annotations.test=flickr.json']
+    assert told['zeroshot_IR@1'] == ['model.max_txt_len=9', 'run.k_test=2']
+    assert keep(1, 'finetuned', more=[['--limit=3']])['finetuned_TR@1'] == ['--limit=3']
+    assert 'finetuned_TR@1' not in keep(1, 'finetuned')
+    assert keep(1, 'zeroshot') is None and len(read_results(out)['rows']) == 2
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,20 @@ def test_regimes_alone(capsys, tmp_path):
     assert len([command for command in commands if command[0] == 'tools/train.py']) == 4
 
 
+def test_real_images_alone_need_no_generated_ones(capsys, tmp_path, monkeypatch):
+    options = ['--methods', 'simclr', '--garments', '--out', str(tmp_path), '--regimes', 'real']
+    tools = {command[0] for command in plan(capsys, *options)}
+    assert tools == {'tools/miniature/make_world.py', 'tools/train.py', 'tools/evaluate.py'}
+    assert exit_code(tool, [*options, '--steps', '4']) == 2
+    assert '--steps' in (told := capsys.readouterr().err) and 'with --regimes real' in told
+    # The folder can have them later.
+    store = make_store(tmp_path / 'store', 20)
+    monkeypatch.setattr(tool.Job, 'run', lambda *_, **__: None)
+    assert exit_code(tool, options) == 0
+    more = [*options, 'synthetic', '--synthetic', str(store)]
+    assert exit_code(tool, more) == 0
+
+
 def test_a_folder_holds_to_what_its_pretrainings_share(tmp_path, monkeypatch, capsys):
     """Also one of an earlier version, which kept nothing but its commands."""
     store, twin = (make_store(tmp_path / f'store{seed}', 20, seed=seed) for seed in range(2))

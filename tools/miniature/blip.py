@@ -27,14 +27,16 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import whole
 from freeatm_mm.errors import InputError, tool
+from freeatm_mm.files import file_sha256
 from freeatm_mm.miniature.export import export_positions
-from freeatm_mm.miniature.job import Job, check_same_pictures
+from freeatm_mm.miniature.job import Job, check_same_pictures, keep_settings, store_sha256
 from freeatm_mm.miniature.sources import fetch_sources
 from freeatm_mm.results import (
     add_row,
@@ -190,6 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.chdir(ROOT)
     # Arms side by side shouldn't fight for cores.
     os.environ.setdefault('OMP_NUM_THREADS', str(max((os.cpu_count() or 1) // args.jobs, 1)))
+    keep_settings(args.out, settings(args))
     job = Job(args.out)
     counts = dict(zip(('train', 'val', 'test'), args.scenes))
     positions = export_positions(
@@ -218,6 +221,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_results(runs / 'results.json', results)
     print('\n' + to_markdown(results))
     return 0
+
+
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What all runs in one folder share, whichever arms and seeds are trained."""
+    boxes = take(args.arms, 'DETECTIONS')
+    found = {
+        '--store': store_sha256(args.store),
+        '--epochs': args.epochs,
+        '--finetune-epochs': args.finetune_epochs,
+        '--scenes': [str(count) for count in args.scenes],
+        '--regime': [args.regime],
+        '--options': sorted(args.options),
+    }
+    if take(args.arms, 'EXACT'):
+        found['--exact'] = store_sha256(args.exact)
+    if args.point:
+        found['--point'] = store_sha256(args.point)
+    if boxes:
+        found['--detections'] = file_sha256(args.detections) if args.detections else None
+    if boxes and not args.detections:
+        found['--detector-epochs'] = args.detector_epochs
+    if boxes and not args.detections or args.start_trained:
+        found['--world'] = file_sha256(args.world / 'train' / 'coco.json')
+    return found
 
 
 def detect(job: Job, args: argparse.Namespace, out: Path) -> None:

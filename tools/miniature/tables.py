@@ -138,9 +138,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     named = named_options(args, parser, argv)
     made = bool(args.synthetic)
+    generated = ('synthetic', 'generator', 'steps', 'guidance')
+    refuse_idle(named, not takes_generated(args), 'with --regimes real', *generated)
     refuse_idle(named, made, 'with --synthetic', 'generator', 'steps', 'guidance')
     refuse_idle(named, bool(args.world), 'with --world', 'sources')
     return args
+
+
+def takes_generated(args: argparse.Namespace) -> bool:
+    """Whether generated images are pretrained on."""
+    return bool({'synthetic', 'mixed'} & set(args.regimes))
 
 
 @tool(resumes=True)
@@ -181,13 +188,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """What all pretrainings in one folder share, however many there are."""
-    exact = {}
+    stores: dict[str, Any] = {}
     if not args.world:
-        exact = {'--world': None, '--images': args.images}
+        stores = {'--world': None, '--images': args.images}
     elif {'real', 'mixed'} & set(args.regimes):
-        exact = {'--world': store_sha256(f'{args.world}/exact')}
-    synthetic = store_sha256(args.synthetic) if args.synthetic else None
-    return {'--fast': args.fast, '--synthetic': synthetic, **exact}
+        stores = {'--world': store_sha256(f'{args.world}/exact')}
+    if takes_generated(args):
+        stores['--synthetic'] = store_sha256(args.synthetic) if args.synthetic else None
+    return {'--fast': args.fast, **stores}
 
 
 def data_setting(work_dir: str) -> str:
@@ -197,14 +205,14 @@ def data_setting(work_dir: str) -> str:
 
 
 def make_data(job: Job | DryJob, args: argparse.Namespace) -> tuple[str, str]:
-    """The world with its real images, and the store of generated ones."""
+    """The world with its real images, and the store of generated ones; empty where none is used."""
     world, synthetic = args.world or f'{args.out}/world', args.synthetic
     if not args.world:
         make_world(job, world, args.images, args.images, args.sources, args.garments)
-    if not synthetic:
+    if not synthetic and takes_generated(args):
         synthetic = f'{args.out}/synthetic'
         generate_store(job, args.generator, world, synthetic, args.steps, args.guidance)
-    return world, synthetic
+    return world, synthetic or ''
 
 
 def references(
