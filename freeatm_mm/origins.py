@@ -18,6 +18,7 @@ from freeatm_mm.addresses import is_address
 from freeatm_mm.errors import InputError
 from freeatm_mm.files import check_json
 from freeatm_mm.methods import METHODS
+from freeatm_mm.paper import THRESHOLD
 
 __all__ = [
     'BLIP_FACTS',
@@ -532,13 +533,22 @@ def _blip_masks(data: Mapping[str, Any], model: Mapping[str, Any], stores: str) 
     flips = _train_part(data, 'vis_processor').get('hflip')
     flips = True if flips is None else flips
     flipped = [] if flips == (preset != 'ptp') else [f'hflip={flips}']  # PTP trains without
-    boxes = bool(_mapping(data.get('build_info')).get('detections'))
+    info = _mapping(data.get('build_info'))
+    # A caption file's objects are boxes, and so are all detections.
+    boxes = bool(info.get('detections') or info.get('annotations'))
+    masked = bool(info.get('store') and not info.get('detections')) or not boxes
+    threshold = info.get('threshold')
+    if masked and threshold is not None and float(threshold) != THRESHOLD:
+        options['threshold'] = f'{float(threshold):g}'
     loss = float(model.get('mask_loss') or 0)
     further = [*flipped, *([f'mask_loss={loss:g}'] if loss else [])]
     if model.get('mask_layer') is not None:
         further.append(f'mask_layer={model["mask_layer"]}')
-    source = ['boxes'] if boxes else [stores] if stores else []
+    source = [stores or 'masks'] if masked and (stores or boxes) else []
+    source += ['boxes'] if boxes else []
     if preset == 'none':
+        if loss and 'threshold' in options:
+            further.append(f'threshold={options["threshold"]}')
         return ', '.join(['no prompts', *(source if loss else []), *further]) if further else False
     changes = [
         f'{name}={value}'
@@ -547,7 +557,7 @@ def _blip_masks(data: Mapping[str, Any], model: Mapping[str, Any], stores: str) 
     ]
     changes += further
     if preset == 'ptp':
-        parts = ['PTP', *([] if boxes else ['masks', *source]), *changes]
+        parts = ['PTP', *dict.fromkeys(['masks', *source] if masked else []), *changes]
     else:
         parts = ['Free-ATM', *source, *changes]
     return True if parts == ['Free-ATM'] else ', '.join(parts)
@@ -578,7 +588,10 @@ def describe_blip(
     if stores is None:
         stores = _configs(info['store']) if info.get('store') else []
     made = [store or None for store in stores]  # a store may say nothing
-    images = _regime([*made, *([{}] if info.get('annotations') else [])])
+    others = _mapping(config.get('datasets')).keys() - {'freeatm_pretrain'}  # of any images
+    images = _regime(
+        [*made, *([{}] if info.get('annotations') else []), *([None] if others else [])]
+    )
     if model.get('pretrained'):
         before = _mapping(earlier)
         images = _after(images, before.get('regime'), before.get('generator'))

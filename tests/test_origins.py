@@ -118,7 +118,7 @@ def test_lavis_checkpoints():
     config['model']['vit'] = {'depth': 3}
     config['datasets']['freeatm_pretrain']['text_processor']['train']['preset'] = 'freeatm'
     found = origin_of({'config': config, 'epoch': 19, 'model': {}})
-    assert found.scale == 'miniature' and found.masks is True
+    assert found.scale == 'miniature' and found.masks == 'Free-ATM, boxes'
 
 
 def test_labels_are_completed_and_contradictions_refused():

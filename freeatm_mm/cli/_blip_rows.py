@@ -37,14 +37,15 @@ def masks(text: str) -> bool | str:
 
 
 def parse_row_args(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None, what: str = ''
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, what: str, examples: str
 ) -> argparse.Namespace:
     """Parse a command line, to which the yaml's changes and the options of a row are added.
 
     Args:
         parser: Of the tool, with its own options.
         argv: The command line.
-        what: Default of --what, the first part of the metrics' names; '' for no such option.
+        what: Default of --what, the first part of the metrics' names.
+        examples: Of --what.
 
     Returns:
         The options; those of a row are refused where none is kept.
@@ -53,12 +54,11 @@ def parse_row_args(
         '--options', nargs='+', default=[], metavar='KEY=VALUE', help='change any entry of the yaml'
     )
     parser.add_argument('--out', type=path_here, help='result file to add the figures to')
-    if what:
-        parser.add_argument(
-            '--what',
-            default=what,
-            help="first part of the metrics' names in it: zeroshot, finetuned ... (%(default)s)",
-        )
+    parser.add_argument(
+        '--what',
+        default=what,
+        help=f"first part of the metrics' names in it: {examples} (%(default)s)",
+    )
     parser.add_argument(
         '--regime',
         choices=('real', 'synthetic', 'mixed'),
@@ -80,8 +80,8 @@ def parse_row_args(
         '--epochs', type=number(0, 1e6), help='of the pretraining (what the checkpoint says)'
     )
     args = parser.parse_args(argv)
-    names = [*(['what'] if what else []), *_FACTS]
-    refuse_idle(named_options(args, parser, argv), not args.out, 'without --out', *names)
+    idle = named_options(args, parser, argv)
+    refuse_idle(idle, not args.out, 'without --out', 'what', *_FACTS)
     return args
 
 

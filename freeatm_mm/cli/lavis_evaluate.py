@@ -27,7 +27,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('config', help='yaml of a retrieval task')
-    return parse_row_args(parser, argv, 'zeroshot')
+    return parse_row_args(parser, argv, 'zeroshot', 'zeroshot, finetuned ...')
 
 
 @tool

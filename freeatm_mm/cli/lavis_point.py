@@ -7,12 +7,14 @@ STORE holds images, captions and trustworthy masks, such as those imported from 
 annotations (freeatm import). A noun of a caption points at its object if the patch with most of its
 attention (mean over its tokens and the heads) is at least half covered by the object. The accuracy
 of each layer is printed, and for comparison that of the central patch and of a random one; in a
-result file `pointing` is that of model.mask_layer.
+result file `pointing` is that of model.mask_layer, and the row says which STORE it was measured on.
+Figures of several stores gather in one row under different --what.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 
 from freeatm_mm.cli._blip_rows import BlipRow, parse_row_args
@@ -36,7 +38,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--batch-size', type=whole(1, 10**5), default=64, help='samples at a time (%(default)s)'
     )
-    return parse_row_args(parser, argv)
+    return parse_row_args(parser, argv, 'pointing', 'pointing, pointing_coco ...')
 
 
 @tool
@@ -68,11 +70,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if row:
         row.keep(
             {
-                'pointing': found.accuracy(found.layer),
-                **{f'pointing_{layer}': found.accuracy(layer) for layer in found.hits},
-                'pointing_centre': figures['central patch'],
-                'pointing_random': figures['random patch'],
+                args.what: found.accuracy(found.layer),
+                **{f'{args.what}_{layer}': found.accuracy(layer) for layer in found.hits},
+                f'{args.what}_centre': figures['central patch'],
+                f'{args.what}_random': figures['random patch'],
             },
-            [f'--limit={args.limit}'] if args.limit else [],
+            [
+                f'store={os.path.basename(os.path.abspath(args.store))}',
+                *([f'--limit={args.limit}'] if args.limit else []),
+            ],
         )
     return 0

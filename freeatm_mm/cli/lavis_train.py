@@ -14,6 +14,7 @@ import argparse
 from collections.abc import Sequence
 
 from freeatm_mm.cli._numbers import SEED
+from freeatm_mm.cli._paths import path_here
 from freeatm_mm.errors import tool
 
 
@@ -24,7 +25,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('config', help='yaml, for example configs/lavis/blip_pretrain_freeatm.yaml')
     parser.add_argument(
-        '--work-dir', help="where logs and checkpoints go; default: the config's run.output_dir"
+        '--work-dir',
+        type=path_here,
+        help="where logs and checkpoints go; default: the config's run.output_dir",
     )
     parser.add_argument(
         '--resume',
@@ -47,11 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train."""
     args = parse_args(argv)
     options = list(args.options)
-    if args.work_dir:
-        options.append(f'run.output_dir={args.work_dir}')
     if args.seed is not None:
         options.append(f'run.seed={args.seed}')
     from freeatm_mm.lavis_ext.launch import train
 
-    train(args.config, options, args.resume)
+    train(args.config, options, args.resume, args.work_dir)
     return 0

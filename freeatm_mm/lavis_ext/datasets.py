@@ -76,6 +76,9 @@ class StorePairs:
         detections: A file of detections in the masks' place.
         threshold: What counts as foreground of a stretched mask.
 
+    Attributes:
+        gives_objects: Whether a pair of it may have objects.
+
     Raises:
         StoreError: If there is no store, or an unfinished or damaged one.
         InputError: If the detections can't be read, or lack an image.
@@ -86,6 +89,7 @@ class StorePairs:
         self.threshold = threshold
         self.detections: dict[str, Any] | None = None
         self.detected_in = detections
+        self.gives_objects = bool(self.store.manifest.get('nouns', 1))
         if detections is not None:
             self.detections = read_detections(detections)
             check_detected(
@@ -95,6 +99,7 @@ class StorePairs:
                 path,
                 'sample',
             )
+            self.gives_objects = any(self.detections[key] for key in self.store.sample_keys())
 
     def __len__(self) -> int:
         return len(self.store)
@@ -154,6 +159,7 @@ class CaptionFile:
 
     Attributes:
         missing: How many pairs were left out.
+        gives_objects: Whether a pair of it has objects.
 
     Raises:
         MissingFileError: If there is no such file or folder.
@@ -184,6 +190,10 @@ class CaptionFile:
                 path,
                 'image',
             )
+        self.gives_objects = any(
+            row.get('objects') if self.detections is None else self.detections[row['image']]
+            for row in self.annotations
+        )
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -220,8 +230,9 @@ class FreeATMPretrainDataset(BaseDataset):
             a model that compares them with its attention; ``None``: give none.
 
     Raises:
-        ValueError: If there are no pairs, `share` is out of range, or prompts or masks are to
-            follow the view and the image processor can't say what it shows.
+        ValueError: If there are no pairs, `share` is out of range, prompts or masks are asked for
+            and no pair has objects, or they are to follow the view and the image processor can't
+            say what it shows.
     """
 
     def __init__(
@@ -253,6 +264,15 @@ class FreeATMPretrainDataset(BaseDataset):
         self.with_objects = getattr(text_processor, 'wants_objects', False)
         self.with_others = getattr(text_processor, 'wants_others', False)
         self.tracks = hasattr(vis_processor, 'with_view')
+        asked = {'position prompts': self.with_objects, 'masks (mask_grid)': mask_grid is not None}
+        needing = [what for what, wanted in asked.items() if wanted]
+        if needing and not any(source.gives_objects for source in self.sources):
+            raise InputError(
+                f'{" and ".join(needing)} are of objects, and no pair has any, so that the plain '
+                'baseline would be trained: name a store with nouns, a caption file with '
+                '"objects", or files of detections; for the baseline set '
+                'text_processor.train.preset=none, mask_grid=null and model.mask_loss=0'
+            )
         for what, wanted in (
             ('position prompts that follow', getattr(text_processor, 'wants_view', False)),
             ('masks of (mask_grid)', mask_grid is not None),
@@ -269,11 +289,12 @@ class FreeATMPretrainDataset(BaseDataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """`image`, float tensor (3, h, w), and `text_input`, the text for the model.
 
-        With ``pass_over`` also `unreadable`, how many pairs were passed over for this one. With
-        ``mask_grid`` also `nouns`, how the text may write each of the objects' K nouns,
-        `noun_masks`, (K, grid, grid) shares of the view's cells that its objects cover, as no text
-        says which of several dogs it means, and `noun_spans`, start and end of each part of the
-        text that may write them: the caption, and the objects' names in position prompts.
+        With position prompts also `prompted`, 1 if the text holds one, else 0. With ``pass_over``
+        also `unreadable`, how many pairs were passed over for this one. With ``mask_grid`` also
+        `nouns`, how the text may write each of the objects' K nouns, `noun_masks`, (K, grid, grid)
+        shares of the view's cells that its objects cover, as no text says which of several dogs it
+        means, and `noun_spans`, start and end of each part of the text that may write them: the
+        caption, and the objects' names in position prompts.
         """
         (image, caption, objects), passed = pass_over_unreadable(
             self._load, int(index), len(self), self.pass_over
@@ -294,6 +315,9 @@ class FreeATMPretrainDataset(BaseDataset):
             text, spans = self._with_spans(*given)
             item = {'image': image, 'text_input': text, 'noun_spans': spans}
             item.update(self._masks(objects, view, self.mask_grid))
+        if self.with_objects:
+            given[1] = []  # for which nothing is drawn
+            item['prompted'] = int(item['text_input'] != self.text_processor(*given))
         return {**item, 'unreadable': passed} if self.pass_over else item
 
     def _with_spans(self, *given: Any) -> tuple[str, list[tuple[int, int]]]:
@@ -380,8 +404,8 @@ class FreeATMPretrainDataset(BaseDataset):
 def batch_items(dataset: Dataset, indices: Sequence[int]) -> list[dict[str, Any]]:
     """Return the items of a batch, those of stores at addresses fetched several at a time.
 
-    Where several datasets are joined and one passes pictures over, all items say how many, as LAVIS
-    keeps only what all of a batch have.
+    Where several datasets are joined and one counts prompts, or pictures that are passed over, all
+    items say how many, as LAVIS keeps only what all of a batch have.
 
     Args:
         dataset: A dataset, or what LAVIS makes of several, a `ConcatDataset`.
@@ -397,9 +421,12 @@ def batch_items(dataset: Dataset, indices: Sequence[int]) -> list[dict[str, Any]
                 own = [index - first for index in indices if first <= index < end]
                 held.enter_context(part.at_hand(own))
         items = [dataset[index] for index in indices]
-    if any(getattr(part, 'pass_over', False) for part in parts):
-        items = [{'unreadable': 0, **item} for item in items]
-    return items
+    none = {
+        name: 0
+        for name, counts in (('unreadable', 'pass_over'), ('prompted', 'with_objects'))
+        if any(getattr(part, counts, False) for part in parts)
+    }
+    return [{**none, **item} for item in items] if none else items
 
 
 # --- retrieval ------------------------------------------------------------------------------------

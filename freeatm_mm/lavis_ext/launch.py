@@ -143,12 +143,15 @@ class _Config(Config):
         )
 
 
-def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
+def load_config(
+    path: str | Path, options: Sequence[str] = (), output_dir: str | Path | None = None
+) -> Config:
     """LAVIS's config of a yaml.
 
     Args:
         path: The yaml, or `freeatm_mm::NAME` for one that comes with the package.
         options: Changes, each `key.of.the.yaml=value`.
+        output_dir: In the place of `run.output_dir`, as it is: an option's value is read as yaml.
 
     Raises:
         MissingFileError: If the yaml doesn't exist.
@@ -157,6 +160,8 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
     """
     path = find_config(path)
     yaml = read_yaml(path, options)
+    if output_dir is not None:
+        yaml.run.output_dir = str(output_dir).replace('${', r'\${')  # no reference
     arch = yaml.model.get('arch')
     if text(arch) or registry.get_model_class(arch) is None:
         raise InputError(f'{path}: LAVIS knows no model {arch!r}')
@@ -197,6 +202,20 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
     return cfg
 
 
+def _place() -> tuple[int, int, int] | None:
+    """Rank, world size and rank on this machine, as torchrun or SLURM says; ``None`` alone."""
+    said = os.environ
+    if 'RANK' in said and 'WORLD_SIZE' in said:
+        return int(said['RANK']), int(said['WORLD_SIZE']), int(said.get('LOCAL_RANK', 0))
+    if int(said.get('SLURM_NTASKS', 1)) > 1 and 'SLURM_PROCID' in said:
+        return (
+            int(said['SLURM_PROCID']),
+            int(said['SLURM_NTASKS']),
+            int(said.get('SLURM_LOCALID', 0)),
+        )
+    return None
+
+
 def start_processes(cfg: Config) -> None:
     """Join the other processes that torchrun or SLURM started; alone, do nothing.
 
@@ -207,17 +226,13 @@ def start_processes(cfg: Config) -> None:
         InputError: If there are others and nothing says where they meet.
     """
     run = cfg.run_cfg
-    if 'RANK' in os.environ and 'WORLD_SIZE' in os.environ:
-        rank, world = int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])
-        local = int(os.environ.get('LOCAL_RANK', 0))
-    elif int(os.environ.get('SLURM_NTASKS', 1)) > 1 and 'SLURM_PROCID' in os.environ:
-        rank, world = int(os.environ['SLURM_PROCID']), int(os.environ['SLURM_NTASKS'])
-        local = int(os.environ.get('SLURM_LOCALID', 0))
-    else:
+    place = _place()
+    if place is None:
         device = torch.device(run.device)
         if device.type == 'cuda' and device.index is not None:
             torch.cuda.set_device(device)  # LAVIS sends batches to the current one
         return
+    rank, world, local = place
     if not dist.is_initialized() and not {'MASTER_ADDR', 'MASTER_PORT'} <= set(os.environ):
         raise InputError(
             f'{world} processes were started, but nothing says where they meet: export '
@@ -250,7 +265,8 @@ def stop_processes() -> None:
 
 def setup_logging() -> None:
     """Messages with the time, of the first process alone; warnings of all."""
-    level = logging.INFO if int(os.environ.get('RANK', 0)) == 0 else logging.WARNING
+    rank, *_ = _place() or (0,)
+    level = logging.WARNING if rank else logging.INFO
     logging.basicConfig(level=level, format='%(asctime)s %(levelname)s %(message)s')
 
 
@@ -325,19 +341,25 @@ def build_runner(cfg: Config, resume: bool = False) -> FreeATMRunner:
     return runner
 
 
-def train(path: str | Path, options: Sequence[str] = (), resume: bool = False) -> FreeATMRunner:
+def train(
+    path: str | Path,
+    options: Sequence[str] = (),
+    resume: bool = False,
+    output_dir: str | Path | None = None,
+) -> FreeATMRunner:
     """Train a yaml to its end.
 
     Args:
         path: The yaml, or `freeatm_mm::NAME` for one that comes with the package.
         options: Changes, each `key.of.the.yaml=value`.
         resume: Go on from the last checkpoint in `run.output_dir`, if there is one.
+        output_dir: In the place of `run.output_dir`, if given.
 
     Returns:
         The runner, done.
     """
     setup_logging()
-    cfg = load_config(path, options)
+    cfg = load_config(path, options, output_dir)
     start_processes(cfg)
     runner = build_runner(cfg, resume)
     runner.train()

@@ -288,6 +288,11 @@ def _image_encoder(cfg) -> VisionTransformerEncoder:
             'vit_grad_ckpt saves no memory with vit_ckpt_layer 0: set that to how '
             'many of the last layers are computed again, up to all'
         )
+    if cfg.get('vit_ckpt_layer') and not cfg.get('vit_grad_ckpt'):
+        raise InputError(
+            'model.vit_ckpt_layer has no effect without model.vit_grad_ckpt=True: set that, or '
+            'vit_ckpt_layer=0'
+        )
     changes = {
         name: value
         for name, value in plain(cfg.get('vit'), 'model.vit').items()
@@ -645,6 +650,10 @@ class FreeATMBlipRetrieval(_WithTokenizer, BlipRetrieval):
             raise InputError(
                 'model.finetuned is read with model.load_finetuned=True alone: set '
                 'that, or leave model.finetuned out'
+            )
+        if cfg.get('pretrained') and finetuned:
+            raise InputError(
+                'model.pretrained is not read with model.load_finetuned=True: leave one of them out'
             )
         path = (
             cfg.get('finetuned')

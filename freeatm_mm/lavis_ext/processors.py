@@ -77,6 +77,7 @@ class FreeATMCaptionProcessor(BlipCaptionProcessor):
     OPTIONS = ('preset', 'prompt', *PositionPrompts.__dataclass_fields__)
     CHECKS = {
         'preset': text,
+        'prompt': lambda value: None if isinstance(value, str) else 'text',
         'template': text,
         'order': text,
         'positions': text,

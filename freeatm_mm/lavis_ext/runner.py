@@ -24,6 +24,7 @@ from lavis.common.dist_utils import get_rank, get_world_size, is_main_process
 from lavis.common.registry import registry
 from lavis.datasets.datasets.dataloader_utils import PrefetchLoader
 from lavis.runners.runner_base import RunnerBase
+from lavis.tasks.image_text_pretrain import ImageTextPretrainTask
 from lavis.tasks.retrieval import RetrievalTask
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -54,6 +55,8 @@ __all__ = ['FreeATMRunner']
 _NOTE = 'validated.json'
 #: Losses in a row that may be 0, as OpenMMLab's `CheckTrainingHook` has it.
 _PATIENCE = 20
+#: What the items of a batch count (`freeatm_mm.lavis_ext.datasets.batch_items`).
+_COUNTED = {'prompted', 'unreadable'}
 
 
 def _barrier() -> None:
@@ -92,7 +95,8 @@ class FreeATMRunner(RunnerBase):
     evaluating draws no random number that training would notice. Resumed from there by as many
     processes, with as many loading workers, a run ends bit-equal to one that was never stopped.
     `log.txt` has one JSON object an epoch: losses, of the texts how many were cut at
-    `max_txt_len`, and of the pictures how many couldn't be read, where these are passed over.
+    `max_txt_len` and how many hold position prompts, where these are asked for, and of the pictures
+    how many couldn't be read, where these are passed over.
 
     Whatever can be looked at is looked at before the first step. A loss or a weight that is no
     number stops the training before anything is written, and so does a loss that is exactly 0 in
@@ -235,8 +239,9 @@ class FreeATMRunner(RunnerBase):
             if value is not None:
                 self._losses[name] += value.detach()
         self._losses['steps'] += 1
-        if inputs and isinstance(inputs[0], Mapping) and 'unreadable' in inputs[0]:
-            self._losses['unreadable'] += int(inputs[0]['unreadable'].sum())
+        if inputs and isinstance(inputs[0], Mapping):
+            for name in _COUNTED & inputs[0].keys():
+                self._losses[name] += int(inputs[0][name].sum())
 
     def _check_features(self, module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
         """Stop before wrong pairs are drawn by features that are no numbers, which torch can't."""
@@ -362,15 +367,15 @@ class FreeATMRunner(RunnerBase):
         """
         start = time.monotonic()
         if not self.evaluate_only:
-            earlier = newest_checkpoint(self.output_dir)
-            if self.resume_ckpt_path:
-                self._load_checkpoint(self.resume_ckpt_path)
-            elif earlier:
+            earlier, named = newest_checkpoint(self.output_dir), self.resume_ckpt_path
+            if earlier and not (named and Path(named).parent.resolve() == self.output_dir):
                 raise InputError(
                     f'{self.output_dir} holds the checkpoints of an earlier run, '
                     f'{earlier.name} for one: go on from it (--resume), choose '
                     'another folder, or delete this one'
                 )
+            if named:
+                self._load_checkpoint(named)
             _barrier()  # before the first checkpoint is written
         self.log_config()
         if not self.evaluate_only:
@@ -393,8 +398,9 @@ class FreeATMRunner(RunnerBase):
 
         Returns:
             `epoch`, `lr`, this process's means of `loss` and its parts, and for the texts of all
-            processes `texts`, `empty`, `truncated` and `lost_tokens`, with `model.mask_loss` also
-            `nouns`, `nouns_not_in_text` and `nouns_out_of_view`.
+            processes `texts`, `empty`, `truncated` and `lost_tokens`, with position prompts also
+            `prompted`, with `model.mask_loss` `nouns`, `nouns_not_in_text` and
+            `nouns_out_of_view`.
         """
         loader = self.train_loader
         loader.sampler.set_epoch(epoch)
@@ -405,7 +411,7 @@ class FreeATMRunner(RunnerBase):
         stats = super().train_epoch(epoch)
         self._finish_accumulation()
         steps = max(self._losses.pop('steps', 0), 1)
-        unreadable = self._losses.pop('unreadable', None)
+        counts = {name: self._losses.pop(name) for name in sorted(_COUNTED) if name in self._losses}
         # LAVIS rounds its own to three digits.
         means = {name: float(total) / steps for name, total in self._losses.items()}
         return {
@@ -414,33 +420,38 @@ class FreeATMRunner(RunnerBase):
             'lr': self.optimizer.param_groups[0]['lr'],
             **means,
             **self._text_counts(),
-            **self._unreadable(unreadable),
+            **self._item_counts(counts),
         }
 
-    def _unreadable(self, count: int | None) -> dict[str, int]:
-        """How many pictures were passed over, in all processes; a warning tells of them."""
-        if count is None:
-            return {}
-        if self.use_distributed:
-            total = torch.tensor(count, device=self.device)
-            dist.all_reduce(total)
-            count = int(total)
-        if count:
+    def _of_all(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """Counts of this process as those of all, which count the same."""
+        if not self.use_distributed or not counts:
+            return dict(counts)
+        total = torch.tensor(list(counts.values()), device=self.device)
+        dist.all_reduce(total)
+        return dict(zip(counts, total.tolist()))
+
+    def _item_counts(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """Prompted texts and passed-over pictures of all processes; warnings tell of them."""
+        counts = self._of_all(counts)
+        if counts.get('unreadable'):
             logging.warning(
-                '%d pictures could not be read; the pairs after them took their place', count
+                '%d pictures could not be read; the pairs after them took their place',
+                counts['unreadable'],
             )
-        return {'unreadable': count}
+        if not counts.get('prompted', 1):
+            logging.warning(
+                'no text of this epoch holds a position prompt: none of its pairs has an object '
+                'that its view shows, or text_processor.train.min_visible is too high'
+            )
+        return counts
 
     def _text_counts(self) -> dict[str, int]:
         """What the model's tokenizer counted since the last call, in all processes."""
         take = getattr(self.unwrap_dist_model(self.model), 'take_text_counts', None)
         if take is None:
             return {}
-        counts = take()
-        if self.use_distributed:
-            total = torch.tensor(list(counts.values()), device=self.device)
-            dist.all_reduce(total)
-            counts = dict(zip(counts, total.tolist()))
+        counts = self._of_all(take())
         if counts['empty']:
             logging.warning(
                 '%d of %d texts were empty once cleaned, as LAVIS takes out . ! " ( ) * # : ; ~',
@@ -467,7 +478,7 @@ class FreeATMRunner(RunnerBase):
                 counts['nouns_not_in_text'],
                 counts['nouns'],
             )
-        return dict(counts)
+        return counts
 
     def _validate(self, epoch: int) -> None:
         """Evaluate the validation splits, and keep the weights that do best on 'val'."""
@@ -518,6 +529,8 @@ class FreeATMRunner(RunnerBase):
             path = config['model'].get('finetuned')
         earlier = blip_origin(path) if path else None
         if not ours:
+            if earlier and isinstance(self.task, ImageTextPretrainTask):  # on other images
+                return {**earlier, 'regime': None, 'generator': None}
             return earlier
         sources = getattr(self.datasets['freeatm_pretrain']['train'], 'sources', ())
         return describe_blip(
@@ -622,6 +635,7 @@ class FreeATMRunner(RunnerBase):
                 f'{path} is damaged: its optimizer or random state cannot be used '
                 f'({type(error).__name__}: {one_sentence(error)[:200]})'
             ) from None
+        self._align_queue(path)
         self.start_epoch = checkpoint['epoch'] + 1
         self._recall_evaluation(path, checkpoint)
         if len(states) != get_world_size():
@@ -633,6 +647,20 @@ class FreeATMRunner(RunnerBase):
                 get_world_size(),
             )
         logging.info('going on from %s with epoch %d', path, self.start_epoch)
+
+    def _align_queue(self, path: Path) -> None:
+        """Have whole batches fit behind the queue's pointer, whatever size it was left by."""
+        pointer = getattr(self.unwrap_dist_model(self.model), 'queue_ptr', None)
+        together = int(self.config.run_cfg.batch_size_train) * get_world_size()
+        if pointer is not None and int(pointer) % together:
+            logging.warning(
+                "%s left the model's queue at place %d, which is no multiple of the whole batch of "
+                '%d: it is filled from its start again',
+                path,
+                int(pointer),
+                together,
+            )
+            pointer.zero_()
 
     def _recall_evaluation(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
         """The best epoch up to a checkpoint, and whether the checkpoint itself was evaluated."""

@@ -90,7 +90,7 @@ def check_values(values: Mapping[str, Any], checks: Mapping[str, Check], where: 
 def number(
     low: float | None = None, high: float | None = None, integer: bool = False, above: bool = False
 ) -> Check:
-    """A finite number of at least (or above) ``low``; text that is one fits, as in LAVIS."""
+    """A finite number of at least (or above) ``low``; no text, even of a number."""
     limits = [
         '' if low is None else f'{"above" if above else "of at least"} {low:.15g}',
         '' if high is None else f'{"of " if low is None else ""}at most {high:.15g}',
@@ -100,14 +100,14 @@ def number(
     ).strip()
 
     def check(value: Any) -> str | None:
+        if isinstance(value, bool) or not isinstance(value, int if integer else (int, float)):
+            return wanted
         try:
             found = float(value)
-        except (TypeError, ValueError, OverflowError):
+        except OverflowError:
             return wanted
         fits = (
-            not isinstance(value, bool)
-            and math.isfinite(found)
-            and (not integer or isinstance(value, int))
+            math.isfinite(found)
             and (low is None or found > low or found == low and not above)
             and (high is None or found <= high)
         )

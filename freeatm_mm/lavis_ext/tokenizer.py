@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections import Counter
@@ -118,7 +119,16 @@ def load_tokenizer(name: str | Path) -> CountingTokenizer:
     if Path(name).is_dir():
         if not os.path.lexists(Path(name) / 'vocab.txt'):
             raise MissingFileError(f'the folder {name} holds no tokenizer: vocab.txt is missing')
-        words = set(read_text(Path(name) / 'vocab.txt', _MOST_BYTES).splitlines())
+        words: dict[str, int] = {}
+        # Lines as transformers reads them, which numbers a word by its last one.
+        text = io.StringIO(read_text(Path(name) / 'vocab.txt', _MOST_BYTES), newline=None)
+        for number, line in enumerate(text, 1):
+            first = words.setdefault(line.rstrip('\n'), number)
+            if first != number:
+                raise InputError(
+                    f'{Path(name) / "vocab.txt"} holds {line.rstrip()!r} twice, in lines {first} '
+                    f'and {number}: tokens would share a number; remove one of them'
+                )
         lacking = [word for word in _SPECIAL if word not in words]
         if lacking:
             raise InputError(

@@ -209,7 +209,7 @@ class PositionPrompts:
         grid: Blocks along each side.
         index_base: Number of the first block.
         max_objects: At most so many objects a picture, drawn at random where there are more; all
-            if not given.
+            if not given. Those of one name in one block, of which the text says the same, are one.
         order: One of `ORDERS`.
         track: Whether blocks are those of the view; otherwise they are those of the whole image,
             whatever the view shows of it (as PTP's released code has it).
@@ -268,6 +268,7 @@ class PositionPrompts:
             box, share = box_in_view(thing.parts, view if self.track else WHOLE_VIEW)
             if box is not None and share > self.min_visible:
                 placed.append((self.block(box), thing.name))
+        placed = list(dict.fromkeys(placed))  # before drawing, so that all have the same chance
         if self.max_objects is not None and len(placed) > self.max_objects:
             kept = sorted(random.sample(range(len(placed)), self.max_objects))
             placed = [placed[number] for number in kept]
@@ -275,7 +276,7 @@ class PositionPrompts:
             random.shuffle(placed)
         elif self.order == 'block':
             placed.sort(key=lambda pair: pair[0])
-        return list(dict.fromkeys(placed))
+        return placed
 
     def sentences(
         self, objects: Sequence[PlacedObject], view: np.ndarray, others: Sequence[PlacedObject] = ()

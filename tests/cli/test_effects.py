@@ -48,6 +48,7 @@ CASES = [
     (['lavis-evaluate', 'CONFIG', '--what', 'zeroshot'], 'without --out'),
     (['lavis-evaluate', 'CONFIG', '--masks', 'true'], 'without --out'),
     (['lavis-point', 'CONFIG', 'STORE', '--seed', '1'], 'without --out'),
+    (['lavis-point', 'CONFIG', 'STORE', '--what', 'pointing_coco'], 'without --out'),
     (['verify', 'STORE', '--device', 'cpu'], 'without --pipeline'),
     (['verify', 'STORE', '--lora', 'L'], 'without --pipeline'),
     (['push', 'STORE', 'hf://datasets/me/x', '--draft', 'D', '--private'], 'with --draft'),

@@ -120,6 +120,39 @@ def test_pairs_of_a_caption_file(captions):
     ]
 
 
+def test_prompts_without_any_object_are_refused(captions, tmp_path):
+    """They would be the plain baseline, called Free-ATM."""
+    rows = json.loads((captions / 'captions.json').read_text())
+    bare = make_store(tmp_path / 'bare', count=2, nouns=(0,))
+    nothing = {row['image']: [] for row in rows}
+    files = {
+        'rows': write(tmp_path / 'rows.json', [rows[0], rows[2]]),
+        'empty': write(tmp_path / 'empty.json', {'images': nothing}),
+        'of the store': write(tmp_path / 'store.json', {'images': {'000000': [], '000001': []}}),
+        'one': write(
+            tmp_path / 'one.json',
+            {'images': {'000000': [], '000001': [{'name': 'dog', 'box': [0, 0, 9, 9]}]}},
+        ),
+    }
+    images = str(captions)
+    for info in (
+        dict(annotations=files['rows'], images=images),
+        dict(annotations=str(captions / 'captions.json'), images=images, detections=files['empty']),
+        dict(store=str(bare)),
+        dict(store=str(bare), detections=files['of the store']),
+        dict(store=str(bare), annotations=files['rows'], images=images),
+    ):
+        with pytest.raises(InputError, match='^position prompts are of objects, and no pair has'):
+            build(**info)
+        with pytest.raises(InputError, match='^position prompts and masks .mask_grid. are of obj'):
+            build(**info, mask_grid=2)
+        item = build({'preset': 'none'}, **info)[0]
+        assert 'prompted' not in item
+    both = build(store=str(bare), annotations=str(captions / 'captions.json'), images=str(captions))
+    assert [both[number]['prompted'] for number in range(5)] == [0, 0, 0, 1, 0]
+    assert build(store=str(bare), detections=files['one'])[1]['prompted'] == 1
+
+
 def test_a_batch_from_an_address_is_few_requests(store, captions, tmp_path, monkeypatch):
     monkeypatch.setenv('FREEATM_CACHE', str(tmp_path / 'cache'))
     files = dict(annotations=str(captions / 'captions.json'), images=str(captions))
@@ -400,7 +433,7 @@ def damaged(tmp_path, captions):
 
 def test_an_unreadable_picture_is_one_sentence(damaged):
     for dataset in (
-        build(annotations=str(damaged / 'x.json'), images=str(damaged)),
+        build({'preset': 'none'}, annotations=str(damaged / 'x.json'), images=str(damaged)),
         retrieval(damaged, train=str(damaged / 'x.json'))['train'],
     ):
         assert 'unreadable' not in dataset[0]
@@ -412,7 +445,12 @@ def test_an_unreadable_picture_is_one_sentence(damaged):
 
 def test_unreadable_pictures_are_passed_over_if_asked(damaged, caplog):
     for dataset in (
-        build(annotations=str(damaged / 'y.json'), images=str(damaged), skip_unreadable=True),
+        build(
+            {'preset': 'none'},
+            annotations=str(damaged / 'y.json'),
+            images=str(damaged),
+            skip_unreadable=True,
+        ),
         retrieval(damaged, True, train=str(damaged / 'y.json'))['train'],
     ):
         assert [dataset[number]['text_input'] for number in range(3)] == [

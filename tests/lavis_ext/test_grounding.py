@@ -350,11 +350,22 @@ def test_a_run_trains_with_it_and_says_so(parts, tmp_path, caplog):
     assert content['pretraining']['masks'] == 'no prompts, mask_loss=0.5'
 
 
-def test_masks_that_no_pair_has_are_told(parts, tmp_path, caplog):
+def test_masks_that_no_pair_has_are_refused_or_told(parts, tmp_path, caplog):
     bare = make_store(tmp_path / 'bare', count=4, size=(20, 20), nouns=(0,))
     options = [*pretrain_options(bare, parts[1], tmp_path), 'run.max_epoch=1', 'model.mask_loss=1']
-    launch.train(PRETRAIN, [*options, f'{GRID}=2'])
+    no_prompts = 'datasets.freeatm_pretrain.text_processor.train.preset=none'
+    with pytest.raises(
+        InputError, match=r'^masks \(mask_grid\) are of objects, and no pair has any'
+    ):
+        launch.train(PRETRAIN, [*options, f'{GRID}=2', no_prompts])
+    # One pair of five has one, and is not among the four that are drawn.
+    few = make_store(tmp_path / 'few', count=5, size=(20, 20), nouns=(0, 1, 0, 0, 0))
+    options = [*pretrain_options(few, parts[1], tmp_path), 'run.max_epoch=1', 'model.mask_loss=1']
+    drawn = [f'{GRID}=2', 'datasets.freeatm_pretrain.build_info.share=0.8']
+    launch.train(PRETRAIN, [*options, *drawn])
     assert 'no pair of this epoch has a mask of a noun: model.mask_loss has no eff' in caplog.text
+    assert 'no text of this epoch holds a position prompt' in caplog.text
+    assert json.loads((tmp_path / 'log.txt').read_text().splitlines()[-1])['train_prompted'] == 0
 
 
 def test_nouns_that_texts_do_not_write_are_counted(parts, caplog):

@@ -376,6 +376,13 @@ def test_a_checkpoint_that_does_not_fit_is_refused(model, tokenizer, tmp_path):
             'no folder of text weights bert-base-unc',
         ),
         (['model.vit_grad_ckpt=True'], PRETRAIN, 'saves no memory with vit_ckpt_layer 0'),
+        (['model.vit_ckpt_layer=1'], PRETRAIN, 'has no effect without model.vit_grad_ckpt=True'),
+        (["model.momentum='0.9'"], PRETRAIN, "model.momentum must be a number .*, got '0.9'"),
+        (
+            ['model.pretrained=x.pth', 'model.load_finetuned=True', 'model.finetuned=y.pth'],
+            ZEROSHOT,
+            'model.pretrained is not read with model.load_finetuned=True: leave one',
+        ),
     ],
 )
 def test_wrong_settings_are_told(tokenizer, options, path, message):

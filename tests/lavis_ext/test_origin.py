@@ -22,6 +22,11 @@ SD21 = {'pipeline': 'stabilityai/stable-diffusion-2-1', 'pipeline_class': 'Stabl
 SHARES = {'scenes': 5, 'seed': 1, 'mask_side': 8}
 
 
+INFO = f'{DATA}.build_info'
+FILES = [f'{INFO}.annotations=a.json', f'{INFO}.images=i']
+NO_STORE = [f'{INFO}.store=null', *FILES]
+
+
 def describe(name, *options, stores=(), earlier=None):
     config = load_config(f'configs/lavis/{name}.yaml', options).to_dict()
     return describe_blip(config, stores, earlier)
@@ -59,6 +64,28 @@ def describe(name, *options, stores=(), earlier=None):
             'Free-ATM, grid=4, order=block',
         ),
         ('blip_pretrain_freeatm', [f'{TEXT}.grid=3', f'{TEXT}.max_objects=null'], True),
+        # A caption file's objects are boxes.
+        ('blip_pretrain_freeatm', NO_STORE, 'Free-ATM, boxes'),
+        ('blip_pretrain_freeatm', FILES, 'Free-ATM, masks, boxes'),
+        ('blip_pretrain_freeatm', [*FILES, f'{INFO}.detections=[x,y]'], 'Free-ATM, boxes'),
+        ('baselines/blip_pretrain_ptp', [f'{INFO}.detections=null', *NO_STORE], 'PTP'),
+        ('baselines/blip_pretrain_ptp', [f'{INFO}.detections=null', *FILES], 'PTP, masks, boxes'),
+        (
+            'baselines/blip_pretrain',
+            [*NO_STORE, 'model.mask_loss=1'],
+            'no prompts, boxes, mask_loss=1',
+        ),
+        ('baselines/blip_pretrain', NO_STORE, False),
+        # What of a mask is foreground, where masks are read.
+        ('blip_pretrain_freeatm', [f'{INFO}.threshold=0.45'], True),
+        ('blip_pretrain_freeatm', [f'{INFO}.threshold=0.9'], 'Free-ATM, threshold=0.9'),
+        ('baselines/blip_pretrain', [f'{INFO}.threshold=0.9'], False),
+        (
+            'baselines/blip_pretrain',
+            [f'{INFO}.threshold=0.9', 'model.mask_loss=1'],
+            'no prompts, mask_loss=1, threshold=0.9',
+        ),
+        ('baselines/blip_pretrain_boxes', [f'{INFO}.threshold=0.9'], 'Free-ATM, boxes'),
     ],
 )
 def test_masks(name, options, masks):
@@ -112,6 +139,14 @@ def test_other_masks_are_told_of_every_variant_that_reads_them(name, options, ma
 def test_images(stores, regime, generator):
     found = describe('blip_pretrain_freeatm', stores=stores)
     assert (found['regime'], found['generator']) == (regime, generator)
+
+
+def test_other_data_sets_are_of_any_images():
+    joined = 'datasets.coco_caption.build_info.images.storage=x'
+    found = describe('blip_pretrain_freeatm', joined, stores=[SD15])
+    assert (found['regime'], found['generator'], found['masks']) == (None, None, True)
+    real = describe('real/blip_pretrain', joined)
+    assert (real['regime'], real['generator']) == (None, None)
 
 
 def test_stages_and_scales():

@@ -151,8 +151,8 @@ def test_the_two_presets():
         'a dog the block 0 has a red ball',
         'a dog the block 4 has a tree',
     }
-    # The dog is there twice.
-    assert 75 < counts['a dog the block 8 has a dog'] < 125
+    # The dog is there twice, which the text says once: no more often than the others.
+    assert 40 < counts['a dog the block 8 has a dog'] < 90
 
 
 def test_options():
@@ -167,7 +167,7 @@ def test_options():
     assert text(grid=2, index_base=1, template='[O] at [P]') == 'x dog at 4 red ball at 1 tree at 4'
     orders = {text(order='random') for _ in range(60)}
     assert len(orders) > 2
-    assert len(text(max_objects=2).split(' the ')) in (2, 3)
+    assert {len(text(max_objects=2).split(' the ')) for _ in range(60)} == {3}
     assert text(prompt='a picture of ', preset='none') == 'a picture of x'
 
 
@@ -184,6 +184,8 @@ def test_without_prompts_the_text_is_that_of_lavis(caption):
     'options, message',
     [
         ({'preset': 'ours'}, "no preset 'ours'.*none, freeatm, ptp"),
+        ({'prompt': 5}, 'freeatm_caption.prompt must be text, got 5'),
+        ({'min_visible': '0.1'}, "freeatm_caption.min_visible must be a number, got '0.1'"),
         ({'grid': 'three'}, "freeatm_caption.grid must be an integer, got 'three'"),
         ({'track': 'no'}, 'freeatm_caption.track must be True or False'),
         ({'max_object': 1}, r'has no max_object; did you mean max_objects\?'),

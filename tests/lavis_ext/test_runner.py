@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from helpers.tiny_blip import PRETRAIN, make_parts, pretrain_options, train_as_p
 from helpers.two_processes import in_two_processes  # noqa: E402
 from lavis.common.registry import registry  # noqa: E402
 from lavis.tasks.base_task import BaseTask  # noqa: E402
+from lavis.tasks.image_text_pretrain import ImageTextPretrainTask  # noqa: E402
+from lavis.tasks.retrieval import RetrievalTask  # noqa: E402
 
 from freeatm_mm.errors import (
     InputError,  # noqa: E402
@@ -104,6 +107,7 @@ def test_checkpoints_and_log(parts, tmp_path):
         )
         # of the 12 texts those with two or three objects have more than 14 tokens
         assert line['train_texts'] == 12 and line['train_truncated'] == 6
+        assert line['train_prompted'] == 9  # a quarter of the images has no noun
         assert line['train_lost_tokens'] > 12
 
 
@@ -205,6 +209,32 @@ def test_only_the_same_run_is_gone_on_from(parts, tmp_path, caplog):
     assert newest_checkpoint(tmp_path).name == 'checkpoint_2.pth'
 
 
+def test_another_runs_checkpoint_leaves_a_folders_own_alone(parts, tmp_path, caplog):
+    def options(name, *more):
+        return [*pretrain_options(*parts, tmp_path / name), 'run.max_epoch=1', *more]
+
+    launch.train(PRETRAIN, options('a'))
+    launch.train(PRETRAIN, options('b', 'run.seed=2'))
+    first = (tmp_path / 'a/checkpoint_0.pth').read_bytes()
+    named = f'run.resume_ckpt_path={tmp_path / "b/checkpoint_0.pth"}'
+    with pytest.raises(InputError, match='a holds the checkpoints of an earlier run, checkpoint_0'):
+        launch.train(PRETRAIN, options('a', named, 'run.max_epoch=2'))
+    assert [path.name for path in (tmp_path / 'a').glob('*.pth')] == ['checkpoint_0.pth']
+    assert (tmp_path / 'a/checkpoint_0.pth').read_bytes() == first
+    # To a new folder it goes on, with another batch too: the queue was left where none fits.
+    caplog.clear()
+    launch.train(
+        PRETRAIN, options('c', named, 'run.max_epoch=2', 'run.seed=2', 'run.batch_size_train=8')
+    )
+    assert "left the model's queue at place 12, which is no multiple of the whole batch of 8" in (
+        caplog.text
+    )
+    assert int(read(tmp_path / 'c/checkpoint_1.pth')['model']['queue_ptr']) == 8
+    caplog.clear()
+    launch.train(PRETRAIN, options('d', named, 'run.max_epoch=2', 'run.seed=2'))
+    assert "left the model's queue" not in caplog.text
+
+
 def test_a_run_from_before_an_option_is_gone_on_from(parts, tmp_path):
     """What its config lacks has its default; anything else differs."""
     options = pretrain_options(*parts, tmp_path)
@@ -289,6 +319,11 @@ DATA = 'datasets.freeatm_pretrain'
         (['run.max_epoch=1.5'], 'run.max_epoch must be an integer of at least 1, got 1.5'),
         (['run.max_epoch=null'], 'run lacks max_epoch'),
         (['run.init_lr=nan'], 'run.init_lr must be a number above 0, got .?nan'),
+        (["run.warmup_lr='1e-6'"], "run.warmup_lr must be a number, got '1e-6'"),
+        (
+            [f"{DATA}.vis_processor.train.min_scale='0.2'"],
+            "freeatm_image_train.min_scale must be a number .*, got '0.2'",
+        ),
         (['run.init_lr=high'], "run.init_lr must be a number above 0, got 'high'"),
         (['run.batch_size_train=true'], 'run.batch_size_train must be an integer of at least 1'),
         (['run.accum_grad_iters=0'], 'run.accum_grad_iters must be an integer of at least 1'),
@@ -523,6 +558,7 @@ def test_unreadable_pictures_are_counted_in_the_log(parts, tmp_path, caplog):
     options = [
         *pretrain_options('null', parts[1], tmp_path / 'run'),
         'run.num_workers=1',
+        f'{DATA}.text_processor.train.preset=none',
         f'{DATA}.build_info.annotations={tmp_path}/captions.json',
         f'{DATA}.build_info.images={tmp_path}',
     ]
@@ -544,6 +580,7 @@ def test_joined_data_sets_count_what_one_passes_over_and_all_have_masks_or_none(
         Image.new('RGB', (20, 20)).save(tmp_path / f'{number}.png')
         rows.append({'image': f'{number}.png', 'caption': 'a dog', 'image_id': number})
     (tmp_path / '3.png').write_bytes(b'no picture')
+    rows[0]['objects'] = [{'name': 'dog', 'box': [0, 0, 20, 20]}]
     for name, chosen in (('captions', rows), ('train', rows[4:])):
         (tmp_path / f'{name}.json').write_text(json.dumps(chosen))
     retrieval = 'datasets.freeatm_retrieval'
@@ -566,9 +603,25 @@ def test_joined_data_sets_count_what_one_passes_over_and_all_have_masks_or_none(
     assert sum(int(batch['unreadable'].sum()) for batch in batches) == 1
     runner.train()
     assert log_lines(tmp_path / 'run')[0]['train_unreadable'] == 1
+    assert log_lines(tmp_path / 'run')[0]['train_prompted'] == 1
+    # The other one's images may be any.
+    assert read(tmp_path / 'run/checkpoint_0.pth')['pretraining']['regime'] is None
     runner._model = torch.nn.Linear(1, 1)  # any that knows no masks
     with pytest.raises(InputError, match='mask_grid has no effect with the model Linear'):
         check_items(runner._model, [runner.datasets['train']], [{'noun_masks': None}])
+
+
+@pytest.mark.parametrize('task, regime', [(ImageTextPretrainTask, None), (RetrievalTask, 'real')])
+def test_a_pretraining_that_goes_on_with_other_data_has_no_known_regime(tmp_path, task, regime):
+    """A fine-tuning has that of the pretraining."""
+    earlier = dict(regime='real', masks=True, generator='', seed=0, epochs=2.0, scale='paper')
+    torch.save({'pretraining': earlier}, tmp_path / 'x.pth')
+    config = {'model': {'pretrained': str(tmp_path / 'x.pth')}, 'datasets': {'coco_caption': {}}}
+    runner = SimpleNamespace(
+        config=SimpleNamespace(to_dict=lambda: config), task=object.__new__(task)
+    )
+    found = FreeATMRunner._find_origin(runner)
+    assert found['regime'] == regime and found['masks'] is True
 
 
 def test_a_foreign_checkpoint_is_refused(parts, tmp_path):
@@ -618,6 +671,34 @@ def test_processes_that_cannot_meet_are_told(parts, tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ValueError, match='2 processes were started, .* export MASTER_ADDR='):
         launch.train(PRETRAIN, pretrain_options(*parts, tmp_path))
+
+
+@pytest.mark.parametrize('launcher', [('RANK', 'WORLD_SIZE'), ('SLURM_PROCID', 'SLURM_NTASKS')])
+def test_the_first_process_alone_tells_what_it_does(launcher, monkeypatch):
+    for name in ('RANK', 'WORLD_SIZE', 'SLURM_PROCID', 'SLURM_NTASKS'):
+        monkeypatch.delenv(name, raising=False)
+    levels = []
+    monkeypatch.setattr(logging, 'basicConfig', lambda level, **_: levels.append(level))
+    launch.setup_logging()
+    for rank in ('0', '3'):
+        monkeypatch.setenv(launcher[0], rank)
+        monkeypatch.setenv(launcher[1], '4')
+        launch.setup_logging()
+    assert levels == [logging.INFO, logging.INFO, logging.WARNING]
+
+
+@pytest.mark.parametrize('folder', ['runs/blip #2', '2024', '~', 'on', 'a: b', '[1]', "it's${x}"])
+def test_a_folder_of_ones_own_is_no_yaml(folder, monkeypatch):
+    from freeatm_mm.cli import lavis_train
+
+    given = []
+
+    def train(path, options, resume, output_dir=None):
+        given.append(launch.load_config(path, options, output_dir).run_cfg.output_dir)
+
+    monkeypatch.setattr(launch, 'train', train)
+    lavis_train.main([str(PRETRAIN), '--work-dir', folder, '--options', 'run.max_epoch=1'])
+    assert given == [folder]
 
 
 @pytest.mark.parametrize(

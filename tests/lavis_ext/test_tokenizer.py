@@ -117,6 +117,10 @@ def test_a_missing_tokenizer_is_told_and_not_fetched(tmp_path, monkeypatch, name
     [
         (lambda path: path.touch(), r'vocab.txt is no vocabulary of BERT: it lacks \[PAD\]'),
         (lambda path: path.write_text('dog\n'), 'is no vocabulary of BERT'),
+        (
+            lambda path: path.write_text('\n'.join([*make_vocabulary(['cat dog']), 'cat'])),
+            "vocab.txt holds 'cat' twice, in lines 6 and 8: tokens would share a number",
+        ),
         (lambda path: path.write_bytes(b'\xff\xfe'), 'vocab.txt is not UTF-8 text'),
         (lambda path: os.mkfifo(path), 'vocab.txt is no plain file but a pipe'),
         (lambda path: path.mkdir(), 'vocab.txt is no plain file but a folder'),
@@ -127,6 +131,13 @@ def test_a_vocabulary_that_is_none_is_one_sentence(tmp_path, make, message):
     with pytest.raises(InputError, match=message) as told:
         load_tokenizer(tmp_path)
     assert '\n' not in str(told.value)
+
+
+def test_lines_of_a_vocabulary_are_those_that_transformers_reads(tmp_path):
+    """Neither what ends a line elsewhere nor an end of line of Windows makes a word."""
+    words = [*make_vocabulary([]), 'a\u2028b', 'c\u2028b', 'dog']
+    (tmp_path / 'vocab.txt').write_bytes('\r\n'.join(words).encode())
+    assert load_tokenizer(tmp_path).convert_tokens_to_ids('dog') == 7
 
 
 def test_vocabulary_holds_words_and_marks_once():
