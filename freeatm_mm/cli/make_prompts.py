@@ -95,6 +95,7 @@ def rewrite(options: argparse.Namespace) -> Report:
     forbidden = unsafe_words()
     for path in options.forbid:
         forbidden |= read_words(read_text(path, 'word list'))
+    checks = Checks(options.min_words, options.max_words, forbidden)
     model: LocalModel | ServerModel
     if options.local:
         model = LocalModel(
@@ -127,7 +128,7 @@ def rewrite(options: argparse.Namespace) -> Report:
             seen,
             skip=read,
             per_request=per_request,
-            checks=Checks(options.min_words, options.max_words, forbidden),
+            checks=checks,
             prices=prices,
             spent=counts.get('dollars', 0.0),
         )
@@ -318,7 +319,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action='append',
         default=[],
         metavar='FILE',
-        help='file of further words that no prompt may contain, one per line',
+        help='file of further words and phrases that an answer may not bring in, one per line; '
+        'those that its template has are allowed',
     )
     source.add_argument(
         '--price-in', type=number(0, 1e6), default=0.0, help='dollars for a million tokens sent'

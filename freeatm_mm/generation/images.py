@@ -18,9 +18,11 @@ from __future__ import annotations
 import os
 import re
 import tarfile
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -325,7 +327,14 @@ def _in_tars(source: Path) -> Iterator[Found]:
 
 
 def _in_tar(file: Any, tar: str) -> Iterator[Found]:
+    """The images of a tar.
+
+    WebDataset ends a key at the name's first dot: ``a.mask.png`` is a part of the sample ``a``. An
+    image so named is a problem if the sample has no image without, or the image a text of its own.
+    """
     key: str | None = None
+    dotted: dict[str, str] = {}  # such images, by their names without the ending
+    said: set[str] = set()  # names without the ending of texts
     image: tuple[str, dict[str, Any]] | None = None
     texts: dict[str, bytes] = {}
     with tarfile.open(fileobj=file, mode='r:') as archive:
@@ -338,9 +347,13 @@ def _in_tar(file: Any, tar: str) -> Iterator[Found]:
             ending = (dot + ending).lower()
             own = os.path.join(os.path.dirname(member.name), stem)
             if own != key:
-                if image is not None:
-                    yield _found(*image, texts)
-                key, image, texts = own, None, {}
+                yield from _in_sample(tar, image, texts, dotted, said)
+                key, image, texts, dotted, said = own, None, {}, {}, set()
+            whole, last = os.path.splitext(member.name)
+            if last.lower() in IMAGE_ENDINGS and last.lower() != ending:
+                dotted.setdefault(whole, member.name)
+            elif last.lower() in _TEXT_ENDINGS:
+                said.add(whole)
             if ending in IMAGE_ENDINGS:
                 if image is None:
                     place = {'file': tar, 'offset': member.offset_data, 'bytes': member.size}
@@ -348,8 +361,26 @@ def _in_tar(file: Any, tar: str) -> Iterator[Found]:
             elif ending in _TEXT_ENDINGS and member.size <= _LONGEST_TEXT:
                 content = archive.extractfile(member)
                 texts[ending] = b'' if content is None else content.read()
+    yield from _in_sample(tar, image, texts, dotted, said)
+
+
+def _in_sample(
+    tar: str,
+    image: tuple[str, dict[str, Any]] | None,
+    texts: dict[str, bytes],
+    dotted: dict[str, str],
+    said: set[str],
+) -> Iterator[Found]:
+    """The image of a sample in a tar, and those that can't be told from parts of it."""
     if image is not None:
         yield _found(*image, texts)
+    for whole, name in dotted.items():
+        if image is None or whole in said:
+            yield Found(
+                f'{tar}/{name}',
+                problem='its name has a dot before its ending, where WebDataset ends a key: '
+                'write the tar with other names (a-1.jpg, not a.1.jpg)',
+            )
 
 
 # Tables that hold the images themselves
@@ -452,7 +483,7 @@ def _batches(file: Path, columns: list[str]) -> Iterator[Any]:
     if _is_parquet(file):
         import pyarrow.parquet as parquet
 
-        table = parquet.ParquetFile(file)
+        table = parquet.ParquetFile(file, pre_buffer=False)  # else it keeps all that was read
         if columns:
             yield from table.iter_batches(batch_size=256, columns=columns)
         else:
@@ -596,6 +627,9 @@ class ImageReader:
         self._root = Path(source) if Path(source).is_dir() else Path(source).parent
         self._files: OrderedDict[str, Any] = OrderedDict()
         self._store: Store | None = None
+        # Of all tables together one group of rows is kept: decoded, it can take gigabytes.
+        self._group: tuple[str, int, str] | None = None
+        self._cells: Any = None
 
     def read(self, place: dict[str, Any]) -> bytes:
         """Read an image file's bytes.
@@ -656,7 +690,13 @@ class ImageReader:
     def _cell(self, name: str, row: int, column: str) -> bytes:
         arrow = _pyarrow()
         try:
-            value = self._opened(name, _Table).cell(row, column)
+            table = self._opened(name, _Table)
+            group, first = table.group_of(row)
+            if self._group != (name, group, column):
+                self._group = self._cells = None  # freed before the next is read
+                self._cells = table.cells(group, column)
+                self._group = (name, group, column)
+            value = self._cells[row - first].as_py()
         except (arrow.ArrowException, IndexError, KeyError) as error:
             raise InputError(f"its row can't be read: {error}") from None
         if isinstance(value, dict):
@@ -668,34 +708,37 @@ class ImageReader:
         return value
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files, and let go of what is kept of them."""
+        self._group = self._cells = None
         while self._files:
             self._close(self._files.popitem()[1])
 
 
 class _Table:
-    """Any cell of a Parquet or Arrow file; of Parquet one group of rows is kept."""
+    """The groups of rows of a Parquet file; an Arrow file, which is mapped, is one group."""
 
     def __init__(self, path: Path) -> None:
-        self._group = -1
-        self._rows: Any = None
         if not _is_parquet(path):
             self._file, self._table = None, _stream(path).read_all()
-            return
-        import pyarrow.parquet as parquet
+            sizes = [self._table.num_rows]
+        else:
+            import pyarrow.parquet as parquet
 
-        self._file, self._table = parquet.ParquetFile(path), None
-        sizes = [
-            self._file.metadata.row_group(number).num_rows
-            for number in range(self._file.metadata.num_row_groups)
-        ]
-        self._starts = [sum(sizes[:number]) for number in range(len(sizes) + 1)]
+            # Without pre_buffer, which keeps all that was read as long as the file is open.
+            self._file, self._table = parquet.ParquetFile(path, pre_buffer=False), None
+            metadata = self._file.metadata
+            sizes = [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
+        self._starts = [0, *accumulate(sizes)]
 
-    def cell(self, row: int, column: str) -> Any:
+    def group_of(self, row: int) -> tuple[int, int]:
+        """Return the number of a row's group, and that of the group's first row."""
+        if not 0 <= row < self._starts[-1]:
+            raise IndexError(f'the file has {self._starts[-1]:,} rows')
+        group = bisect_right(self._starts, row) - 1
+        return group, self._starts[group]
+
+    def cells(self, group: int, column: str) -> Any:
+        """Load a group's column."""
         if self._file is None:
-            return self._table[column][row].as_py()
-        group = next(n for n, start in enumerate(self._starts[1:]) if row < start)
-        if group != self._group:
-            self._rows = self._file.read_row_group(group, columns=[column])
-            self._group = group
-        return self._rows[column][row - self._starts[group]].as_py()
+            return self._table[column]
+        return self._file.read_row_group(group, columns=[column])[column]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
@@ -59,12 +59,23 @@ class Checks:
     Args:
         min_words: The fewest words.
         max_words: The most words.
-        forbidden: Words and phrases, in lower case, that may not come in.
+        forbidden: Words and phrases that may not come in, in any case.
+
+    Raises:
+        ValueError: If there is no word in one of ``forbidden``.
     """
 
     min_words: int = 4
     max_words: int = 40
     forbidden: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        empty = sorted(entry for entry in self.forbidden if not _words(entry))
+        if empty:
+            raise ValueError(
+                f'{excerpt(empty[0])} is no word that could be forbidden: write one with letters '
+                'or digits, or leave the line out'
+            )
 
 
 @dataclass(frozen=True)
@@ -145,7 +156,9 @@ def check_answer(template: PromptRecord, text: str, checks: Checks) -> tuple[Nou
         return f'more than {counted(checks.max_words, "word")}'
     if text.casefold() == template.prompt.casefold():
         return 'unchanged'
-    if (_phrases(text) - _phrases(template.prompt)) & checks.forbidden:
+    forbidden = _split(checks.forbidden)
+    lengths = {len(phrase) for phrase in forbidden}
+    if (_phrases(text, lengths) - _phrases(template.prompt, lengths)) & forbidden:
         return 'unsafe word'
     nouns = find_again(template.nouns, text)
     return 'noun missing' if nouns is None else nouns
@@ -297,7 +310,22 @@ def _numbered(part: Sequence[PromptRecord]) -> str:
     )
 
 
-def _phrases(text: str) -> frozenset[str]:
-    """The words of a text and its pairs of neighbouring words."""
-    words = re.findall(r"[\w'-]+", text.lower())
-    return frozenset(words) | frozenset(f'{a} {b}' for a, b in zip(words, words[1:]))
+def _words(text: str) -> tuple[str, ...]:
+    """The words of a text in lower case, without the signs around them."""
+    return tuple(re.findall(r"\w+(?:['-]\w+)*", text.lower().replace('’', "'")))
+
+
+@cache
+def _split(entries: frozenset[str]) -> frozenset[tuple[str, ...]]:
+    """Words and phrases as the words that they are made of."""
+    return frozenset(map(_words, entries))
+
+
+def _phrases(text: str, lengths: Collection[int]) -> frozenset[tuple[str, ...]]:
+    """The runs of so many neighbouring words in a text."""
+    words = _words(text)
+    return frozenset(
+        words[start : start + length]
+        for length in lengths
+        for start in range(len(words) - length + 1)
+    )

@@ -20,7 +20,7 @@ import tarfile
 import zipfile
 import zlib
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -464,7 +464,9 @@ def _table_rows(file: BinaryIO, name: Path, ending: str) -> Iterator[Row]:
     mark, header = _columns(file, ending)
     skip = header is not None
     for number, cells, problem in (
-        _line_cells(file, name) if mark == '\t' else _csv_cells(file, name, mark)
+        _line_cells(file, name)
+        if mark == '\t'
+        else _csv_cells(file, name, mark, None if header is None else len(header))
     ):
         if skip:
             skip = False
@@ -533,44 +535,57 @@ def _unquoted(cell: str) -> str:
 
 
 def _csv_cells(
-    file: BinaryIO, name: Path, mark: str
+    file: BinaryIO, name: Path, mark: str, columns: int | None
 ) -> Iterator[tuple[int, list[str] | None, str]]:
-    """The rows of a CSV file, in which a quoted cell may have several lines."""
+    """The rows of a CSV file, in which a quoted cell may have several lines.
+
+    Lines are one row only if they make a valid one, of as many ``columns``; if not, the first is a
+    bad row, and those after it are read by themselves.
+    """
     lines = read_lines(file, name, LONGEST_ROW)
     waiting: deque[tuple[int, bytes | None]] = deque()
-    while True:
-        first = waiting.popleft() if waiting else next(lines, None)
-        if first is None:
-            return
+
+    def next_line() -> tuple[int, bytes | None] | None:
+        return waiting.popleft() if waiting else next(lines, None)
+
+    while first := next_line():
         number, line = first
         text, problem = _decoded(line)
         if text is None:
             yield number, None, problem
             continue
-        taken: list[tuple[int, bytes | None]] = []
-        while text.count('"') % 2 and len(taken) < MOST_LINES and len(text) < LONGEST_ROW:
-            following = waiting.popleft() if waiting else next(lines, None)
-            if following is None:
-                break
-            taken.append(following)
-            more, _ = _decoded(following[1])
-            if more is None:
-                break
-            text += '\n' + more
-        if text.count('"') % 2:
-            # The quote has no end: this line is lost, the following ones are not.
-            waiting.extendleft(reversed(taken))
-            yield number, None, 'a quote without an end'
+        if not text.strip():
             continue
-        if text.strip():
-            try:
-                cells = next(
-                    csv.reader([text], strict=True, delimiter=mark, skipinitialspace=True), []
-                )
-            except csv.Error:
-                yield number, None, 'not valid CSV'
-                continue
-            yield number, cells, ''
+        taken: list[tuple[int, bytes | None]] = []
+        row = csv.reader(
+            _row_lines(text, next_line, taken), strict=True, delimiter=mark, skipinitialspace=True
+        )
+        cells: list[str] | None = None
+        try:
+            cells = next(row)
+        except csv.Error:
+            open_quote = taken or text.count('"') % 2
+            problem = 'a quote without an end' if open_quote else 'not valid CSV'
+        if cells is None or columns not in (None, len(cells)):
+            waiting.extendleft(reversed(taken))
+        yield number, cells, problem
+
+
+def _row_lines(
+    text: str,
+    next_line: Callable[[], tuple[int, bytes | None] | None],
+    taken: list[tuple[int, bytes | None]],
+) -> Iterator[str]:
+    """A row's first line and, as the reader asks for them, those after it, noted in ``taken``."""
+    length = len(text)
+    yield text + '\n'
+    while len(taken) < MOST_LINES and length < LONGEST_ROW and (following := next_line()):
+        taken.append(following)
+        more, _ = _decoded(following[1])
+        if more is None:
+            return
+        length += len(more) + 1
+        yield more + '\n'
 
 
 # Parquet, tar, folders
@@ -583,7 +598,7 @@ def _parquet_rows(file: BinaryIO, name: Path, fields: Collection[str]) -> Iterat
     if not file.seekable() or isinstance(file, (gzip.GzipFile, zipfile.ZipExtFile)):
         raise ValueError(f'{name}: a packed Parquet file; unpack it first')
     try:
-        table = parquet.ParquetFile(file)
+        table = parquet.ParquetFile(file, pre_buffer=False)  # else it keeps all that was read
         wanted = {*TEXT_FIELDS, *_NESTED, 'id', 'region_id', 'sentid'}
         columns = [
             field.name

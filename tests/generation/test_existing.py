@@ -213,6 +213,14 @@ def tar_of(path, members):
             archive.addfile(member, io.BytesIO(data))
 
 
+def dotted_webdataset(tmp_path, data):
+    members = {}
+    for name in ('a', 'photo.1', 'photo.2', 'b', 'b.2', 'c'):
+        members |= {f'{name}.jpg': data, f'{name}.txt': b'a dog'}
+    tar_of(tmp_path / '00000.tar', members | {'c.mask.png': data})
+    return tmp_path, {}
+
+
 def folder_with_metadata(tmp_path, data):
     (tmp_path / 'train').mkdir()
     (tmp_path / 'train' / 'a.png').write_bytes(data)
@@ -347,6 +355,7 @@ def coco(tmp_path, data):
     [
         (folder_with_metadata, [('a dog and a dog',)], 2),
         (webdataset, [('a dog',)], 0),
+        (dotted_webdataset, [('a dog',)] * 3, 3),
         (huggingface, [('a dog',), ('a cat',), ('two birds',)], 0),
         (parquet, [('a dog',)] * 5, 0),
         (parquet_in_capitals, [('a dog',)] * 5, 0),
@@ -369,6 +378,43 @@ def test_images_are_found_with_their_captions_and_read(make, captions, problems,
     # What a worker gets has been through the list, as JSON; any image may come first.
     for image in reversed(good):
         assert reader.read(json.loads(json.dumps(image.place))) == data
+
+
+def test_captions_of_a_table_are_not_all_kept_in_memory(tmp_path):
+    pyarrow = pytest.importorskip('pyarrow')
+    parquet = pytest.importorskip('pyarrow.parquet')
+    texts = [os.urandom(1000).hex() for _ in range(8000)]
+    table = pyarrow.table({'image': [b'x'] * 8000, 'caption': texts})
+    options = {'row_group_size': 500, 'use_dictionary': False, 'compression': None}
+    parquet.write_table(table, tmp_path / 'a.parquet', **options)
+    del table
+    before = pyarrow.total_allocated_bytes()
+    most = 0
+    for image, text in zip(find_images(tmp_path), texts, strict=True):
+        assert image.captions == (text,)
+        most = max(most, pyarrow.total_allocated_bytes() - before)
+    assert most < 8 << 20  # of 16 MB
+
+
+def test_of_all_tables_together_one_group_of_rows_is_kept(tmp_path):
+    pyarrow = pytest.importorskip('pyarrow')
+    parquet = pytest.importorskip('pyarrow.parquet')
+    images = [os.urandom(1 << 20) for _ in range(4)]
+    for number in range(6):
+        table = pyarrow.table({'image': images, 'caption': ['a dog'] * 4})
+        parquet.write_table(table, tmp_path / f'{number}.parquet', compression=None)
+    del table
+    reader = ImageReader(tmp_path)
+    before = pyarrow.total_allocated_bytes()
+    for number in range(6):
+        place = {'file': f'{number}.parquet', 'column': 'image'}
+        assert [reader.read({**place, 'row': row}) for row in range(4)] == images
+    assert pyarrow.total_allocated_bytes() - before < 12 << 20
+    for row in (4, -1):
+        with pytest.raises(InputError, match="its row can't be read: the file has 4 rows"):
+            reader.read({**place, 'row': row})
+    reader.close()
+    assert pyarrow.total_allocated_bytes() - before < 1 << 20
 
 
 def odd_rows(tmp_path):

@@ -9,6 +9,7 @@ import json
 import lzma
 import os
 import tarfile
+import tracemalloc
 import zipfile
 
 import pytest
@@ -313,6 +314,28 @@ def test_a_bad_row_is_named_and_the_rest_is_read(tmp_path, reader, name, content
     assert read(tmp_path / name, content, reader) == expected
 
 
+INCHES = [f'{n}.jpg,a 5" pipe' if n in (1, 41) else f'{n}.jpg,a dog' for n in range(1, 43)]
+NO_END = 'a quote without an end'
+
+
+@pytest.mark.parametrize(
+    ('rows', 'expected'),
+    [
+        (INCHES, [row.partition(',')[2] for row in INCHES]),  # quotes that open nothing
+        (['1.jpg,"5" pipe', '2.jpg,a cat'], ['not valid CSV', 'a cat']),
+        (['1.jpg,"5 pipe', '2.jpg,a cat', '3.jpg,4" dog'], [NO_END, 'a cat', '4" dog']),
+        (
+            ['1.jpg,"5 pipe', '2.jpg,a cat', '3.jpg,4",dog'],
+            ['not 2 columns', 'a cat', 'not 2 columns'],
+        ),
+        (['1.jpg,"a dog,', '', 'asleep"', '2.jpg,a cat'], ['a dog,\n\nasleep', 'a cat']),
+    ],
+)
+def test_a_stray_quote_costs_no_other_row(tmp_path, rows, expected):
+    said = read(tmp_path / 'a.csv', '\n'.join(['image,caption', *rows]))
+    assert [text for _, text in said] == expected
+
+
 @pytest.mark.parametrize(
     'name, content',
     [
@@ -354,6 +377,26 @@ def test_captions_as_they_are_handed_round(tmp_path, name, content):
         if not name.endswith('.csv'):
             assert [text for _, text in read(tmp_path / name, packed(data))] == texts
             (tmp_path / name).write_bytes(data)
+
+
+def test_captions_of_parquet_are_not_all_kept_in_memory(tmp_path):
+    pyarrow = pytest.importorskip('pyarrow')
+    parquet = pytest.importorskip('pyarrow.parquet')
+    texts = [os.urandom(1000).hex() for _ in range(8000)]
+    parquet.write_table(
+        pyarrow.table({'caption': texts}),
+        tmp_path / 'a.parquet',
+        row_group_size=500,
+        use_dictionary=False,
+        compression=None,
+    )
+    tracemalloc.start()
+    try:
+        same = [row.text == text for row, text in zip(read_captions(tmp_path / 'a.parquet'), texts)]
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert sum(same) == 8000 and most < 8 << 20  # of 16 MB
 
 
 def test_zstd_is_read(tmp_path):

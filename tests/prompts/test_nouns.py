@@ -104,6 +104,9 @@ def test_what_is_no_thing_is_no_noun(text, nouns):
         'un perro juega con una pelota en la playa',
         'um cachorro brinca com uma bola na praia',
         'een hond speelt met een bal op het strand',
+        'El perro juega en la playa',
+        'UN CHIEN SUR LA PLAGE',
+        'Un Chien Sur La Plage Avec Un Ballon',
     ],
 )
 def test_other_languages_are_told(text):
@@ -130,6 +133,10 @@ def test_other_languages_are_told(text):
         'x.com and y.com',
         'Obama met Merkel, Die Zeit met Le Monde',
         'a man in the Plaza de la Constitución',
+        'Los Angeles and Las Vegas skyline',
+        'Plaza de la Constitución, Playa del Carmen',
+        'Blue van and yellow van parked',
+        "they've seen what we've seen",
     ],
 )
 def test_english_is_english(text):
@@ -156,6 +163,23 @@ def test_a_category_is_the_singular():
     (nouns,) = ALL(['Two Tennis Rackets, three geese, children and eyeglasses'])
     assert [n.category for n in nouns][1:] == ['goose', 'child', 'eyeglasses']
     assert singular('Leaves') == 'leaf' and singular('dress', 'NN') == 'dress'
+
+
+def test_a_singular_is_a_word():
+    pairs = (
+        'ties tie olives olive shelves shelf bookshelves bookshelf toes toe canoes canoe pies pie '
+        'curves curve hoodies hoodie selfies selfie bases base cases case oases oasis '
+        'viruses virus ears ear nurseries nursery hoes hoe foes foe brownies brownie '
+        'neck-ties neck-tie leaves leaf knives knife boxes box tomatoes tomato cities city '
+        'ideas idea rates rate houses house series series'
+    ).split()
+    assert [singular(plural) for plural in pairs[::2]] == pairs[1::2]
+
+
+def test_concrete_plurals_are_kept():
+    text = 'Two men in ties near olives, shelves and pies'
+    (nouns,) = CONCRETE([text])
+    assert [noun.category for noun in nouns] == ['man', 'tie', 'olive', 'shelf', 'pie']
 
 
 GOLD = """

@@ -100,6 +100,27 @@ def test_words_of_the_template_are_never_unsafe():
     assert check_answer(pair(), 'a dog and a hot dog in a strip club', CHECKS) == 'unsafe word'
 
 
+@pytest.mark.parametrize(
+    ('entry', 'text'),
+    [
+        ('red light district', 'a dog eats a hot dog in the red light district'),
+        ('u.s. flag', 'a dog eats a hot dog under a U.S. flag'),
+        ('Neon', 'a dog eats a hot dog under a neon sign'),
+        ('neon', "a dog eats a hot dog under a 'neon' sign"),
+        ("widow's walk", 'a dog eats a hot dog on a widow’s walk'),
+    ],
+)
+def test_forbidden_phrases_may_have_any_words(entry, text):
+    checks = Checks(forbidden=frozenset([entry]))
+    assert check_answer(pair(), text, checks) == 'unsafe word'
+    assert not isinstance(check_answer(pair(), text.replace('a dog', 'dog'), Checks()), str)
+
+
+def test_a_forbidden_entry_without_a_word_is_refused():
+    with pytest.raises(ValueError, match=r"'\*\*' is no word that could be forbidden"):
+        Checks(forbidden=read_words('neon\n**\n'))
+
+
 def test_word_lists_have_comments():
     assert read_words('# a\n\n Foo \nbar baz\n') == {'foo', 'bar baz'}
     assert 'murder' in unsafe_words() and len(unsafe_words()) > 50
