@@ -45,10 +45,10 @@ _Watcher = tuple[
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """A part of a denoiser that is compiled by itself: all of it, or a block.
+    """A part of a network that is compiled by itself: all of it, or a block.
 
     Args:
-        name: In the denoiser, `''` for all of it.
+        name: In the network, `''` for all of it.
         module: What is compiled.
         holder: The module that holds the compiled function.
         attribute: Where it does.
@@ -82,7 +82,7 @@ class Region:
 
         Args:
             layers: Names in their regions of the modules whose attention is shown. The same for
-                all blocks that share a graph.
+                all blocks that share a graph. None for a region whose runs alone are watched.
             before: Called with the arguments before each run.
             look: Called with a layer's name in the denoiser and its attention call, of which it
                 must keep nothing: compiled code uses the memory again.
@@ -131,10 +131,10 @@ def _watched(compiled: Callable, layers: frozenset[str]) -> Callable:
     return run
 
 
-def compiled_regions(denoiser: nn.Module) -> list[Region]:
+def compiled_regions(network: nn.Module) -> list[Region]:
     """Find the parts of a network that are compiled; those inside another part are its own."""
     regions: list[Region] = []
-    for name, module in denoiser.named_modules():
+    for name, module in network.named_modules():
         name = plain_name(name)
         if any(region.holds(name) for region in regions):
             continue
@@ -146,7 +146,9 @@ def compiled_regions(denoiser: nn.Module) -> list[Region]:
 
 
 def _with_operators(compiled: Callable, layers: frozenset[str]) -> Callable:
-    """Compile a function again with operators that show the attention of some layers."""
+    """Compile a function again with operators that show the attention of some layers, if any."""
+    if not layers:
+        return compiled
     kept = compiled.__dict__.setdefault(_SHOWN, {})
     if layers not in kept:
         settings = compile_settings(compiled)

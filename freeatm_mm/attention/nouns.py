@@ -10,14 +10,14 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from freeatm_mm.attention.words import places_of, quoted, span_of
+from freeatm_mm.attention.words import is_mark, places_of, quoted, span_of
 
 __all__ = [
     'MERGE_RULES',
@@ -116,11 +116,12 @@ def locate_nouns(
     places, sure = _places(tokenizer, prompt, prepared)
     text = before + prepared + after
     if parts is None:
-        token_spans, suffix = _token_spans(tokenizer, text, special_tokens)
+        tokens_of_text = _tokens(tokenizer, text, special_tokens)
     else:
-        token_spans, suffix = _token_spans_of_parts(tokenizer, text, parts(text)), 0
+        tokens_of_text = _tokens_of_parts(tokenizer, text, parts(text))
+    length = len(tokens_of_text.spans)
     # The tokenizer keeps its closing tokens and drops what stands before them.
-    kept = len(token_spans) if len(token_spans) <= max_length else max_length - suffix
+    kept = length if length <= max_length else max_length - tokens_of_text.suffix
     positions, lost = [], []
     for index, (start, end) in enumerate(spans):
         first, last = (
@@ -129,9 +130,17 @@ def locate_nouns(
         )
         tokens = tuple(
             position
-            for position, (left, right) in enumerate(token_spans)
+            for position, (left, right) in enumerate(tokens_of_text.spans)
             if left < last and right > first
         )
+        for left, right in tokens_of_text.unsure:
+            if left < first < right or left < last < right:
+                raise NounAlignmentError(
+                    f'{type(tokenizer).__name__} does not read {text[left:right]!r} as it is '
+                    f'written, so which of its tokens are of the noun {prompt[start:end]!r} '
+                    f'({start}:{end}) is not known: write it in other characters, or name all of '
+                    f'it, in the prompt {quoted(prompt)}'
+                )
         if not tokens:
             raise NounAlignmentError(
                 f'{type(tokenizer).__name__} has no token for the noun {prompt[start:end]!r} '
@@ -147,7 +156,7 @@ def locate_nouns(
             lost.append(index)
             tokens = ()
         positions.append(tokens)
-    return NounTokens(tuple(positions), tuple(lost), min(len(token_spans), max_length))
+    return NounTokens(tuple(positions), tuple(lost), min(length, max_length))
 
 
 def merge_tokens(maps_THW: Tensor, rule: str = 'mean') -> Tensor:
@@ -221,9 +230,7 @@ def _places(
     written, places = _written_out(tokenizer, prompt)
     if written == prepared:
         return places, True
-    return [
-        None if place is None else (place, place + 1) for place in _align(prompt, prepared)
-    ], False
+    return _follow(prompt, prepared).places, False
 
 
 def _follow_span(
@@ -237,7 +244,7 @@ def _follow_span(
     """Find a span of ``prompt`` again in the ``prepared`` prompt."""
     kept = [place for place in places[start:end] if place is not None]
     first, last = (kept[0][0], kept[-1][1]) if kept else (0, 0)
-    if not kept or not (sure or _letters(prepared[first:last]) == _letters(prompt[start:end])):
+    if not kept or not (sure or _spelling(prepared[first:last]) == _spelling(prompt[start:end])):
         raise NounAlignmentError(
             f'the noun {prompt[start:end]!r} ({start}:{end}) of {quoted(prompt)} is no longer '
             f'in the prompt as the pipeline cleans it: {quoted(prepared)}'
@@ -272,43 +279,106 @@ def _written_out(tokenizer: Any, prompt: str) -> tuple[str, list[tuple[int, int]
     return text + prompt[last:], places
 
 
-def _letters(text: str) -> str:
-    """Text without case and space, which a pipeline's cleaning may change."""
-    return ''.join(text.lower().split())
+class _Letter(NamedTuple):
+    """A letter, whatever its case, and the characters of a text that write it and its accents."""
+
+    letter: str
+    start: int
+    end: int
 
 
-def _align(source: Sequence, target: Sequence) -> list[int | None]:
-    """Find for each element of ``source`` its place in ``target``, ``None`` where it has none.
+def _letters(text: str, spaces: bool = True) -> list[_Letter]:
+    """Split a text into letters that are the same in any of the ways to write them.
 
-    Letters match whatever their case.
+    Cleaning and tokenizers lower a text, compose its accents or take them off, and write ligatures
+    and wide letters as plain ones. White space is left out if ``spaces`` is false.
     """
-    source, target = _fold(source), _fold(target)
+    letters: list[_Letter] = []
+    for place, character in enumerate(text):
+        if character.isspace():
+            letters += [_Letter(' ', place, place + 1)] if spaces else []
+            continue
+        for letter in unicodedata.normalize('NFKD', character).casefold():
+            if letters and is_mark(letter):
+                letters[-1] = letters[-1]._replace(end=place + 1)
+            else:
+                letters.append(_Letter(letter, place, place + 1))
+    return letters
+
+
+def _spelling(text: str) -> list[str]:
+    """The letters of a text without its white space."""
+    return [letter for letter, *_ in _letters(text, spaces=False)]
+
+
+class _Followed(NamedTuple):
+    """Where each character of a text stands in another form of it.
+
+    Args:
+        places: ``(start, end)`` in the other form, or ``None`` where it is not there.
+        unsure: Stretches of the other form that are written otherwise in the text, with another
+            number of letters; they are the places of all characters that stand for them.
+    """
+
+    places: list[tuple[int, int] | None]
+    unsure: set[tuple[int, int]]
+
+
+def _follow(text: str, other: str, spaces: bool = True) -> _Followed:
+    """Find the characters of a text again in another form of it."""
+    ours, theirs = _letters(text, spaces), _letters(other, spaces)
+    followed = _Followed([None] * len(text), set())
+    places = followed.places
+    for (_, start, end), place in zip(ours, _align(_texts(ours), _texts(theirs))):
+        if place is None:
+            continue
+        found = theirs[place[0]].start, theirs[place[1] - 1].end
+        if place[1] - place[0] > 1:
+            followed.unsure.add(found)
+        for character in range(start, end):
+            before = places[character] or found
+            places[character] = min(before[0], found[0]), max(before[1], found[1])
+    return followed
+
+
+def _texts(letters: Sequence[_Letter]) -> list[str]:
+    return [letter for letter, *_ in letters]
+
+
+def _align(source: list[str], target: list[str]) -> list[tuple[int, int] | None]:
+    """Find for each element of ``source`` its places ``(start, end)`` in ``target``.
+
+    Where a stretch differs, its elements are taken one by one if they are as many, and for all of
+    ``target``'s otherwise; ``None`` is for those that ``target`` leaves out.
+    """
     if source == target:
-        return list(range(len(source)))
-    places: list[int | None] = [None] * len(source)
+        return [(place, place + 1) for place in range(len(source))]
+    places: list[tuple[int, int] | None] = [None] * len(source)
     matcher = difflib.SequenceMatcher(None, source, target, autojunk=False)
-    for block in matcher.get_matching_blocks():
-        for step in range(block.size):
-            places[block.a + step] = block.b + step
+    for kind, start, end, first, last in matcher.get_opcodes():
+        if end - start == last - first:
+            places[start:end] = [(place, place + 1) for place in range(first, last)]
+        elif kind == 'replace':
+            places[start:end] = [(first, last)] * (end - start)
     return places
 
 
-def _fold(text: Sequence) -> Sequence:
-    # Character by character, so that places stay: 'İ'.lower() is two characters long.
-    if not isinstance(text, str):
-        return text
-    return [character.lower() for character in text]
+class _Tokens(NamedTuple):
+    """The tokens of a text, special ones included if there are any.
 
-
-def _token_spans(
-    tokenizer: Any, text: str, special_tokens: bool = True
-) -> tuple[list[tuple[int, int]], int]:
-    """Find the characters of each token of ``text``, special tokens included if there are any.
-
-    Returns:
-        One ``(start, end)`` a token, ``(0, 0)`` for special ones, and the number of special
-        tokens at the end.
+    Args:
+        spans: One ``(start, end)`` of the text's characters a token, ``(0, 0)`` for special ones.
+        suffix: Special tokens at the end.
+        unsure: Stretches of the text of which it isn't known which tokens are of which characters.
     """
+
+    spans: list[tuple[int, int]]
+    suffix: int = 0
+    unsure: Collection[tuple[int, int]] = ()
+
+
+def _tokens(tokenizer: Any, text: str, special_tokens: bool = True) -> _Tokens:
+    """Find the characters of each token of ``text``."""
     if getattr(tokenizer, 'is_fast', False):
         encoded = tokenizer(
             text,
@@ -326,26 +396,28 @@ def _token_spans(
             (count for count, is_special in enumerate(reversed(special)) if not is_special),
             len(special),
         )
-        return spans, suffix
+        return _Tokens(spans, suffix)
     pieces = tokenizer.tokenize(text)
     framed = tokenizer.build_inputs_with_special_tokens([-1]) if special_tokens else [-1]
     prefix, suffix = framed.index(-1), len(framed) - framed.index(-1) - 1
-    spans = _piece_spans(tokenizer, pieces, text)
-    return [(0, 0)] * prefix + spans + [(0, 0)] * suffix, suffix
+    spans, _, unsure = _tokens_of_pieces(tokenizer, pieces, text)
+    return _Tokens([(0, 0)] * prefix + spans + [(0, 0)] * suffix, suffix, unsure)
 
 
-def _token_spans_of_parts(tokenizer: Any, text: str, parts: list[str]) -> list[tuple[int, int]]:
+def _tokens_of_parts(tokenizer: Any, text: str, parts: list[str]) -> _Tokens:
     """Find the characters of each token of a text whose parts are tokenized one by one."""
     if ''.join(parts) != text:
         raise NounAlignmentError(
             f'the pipeline changes the prompt {quoted(text)} as it splits it at its quotes'
         )
-    spans, start = [], 0
+    spans, unsure, start = [], [], 0
     for part in parts:
-        for first, last in _token_spans(tokenizer, part, False)[0]:
+        found = _tokens(tokenizer, part, False)
+        for first, last in found.spans:
             spans.append((start + first, start + last) if last else (0, 0))
+        unsure += [(start + first, start + last) for first, last in found.unsure]
         start += len(part)
-    return spans
+    return _Tokens(spans, 0, unsure)
 
 
 def _trim(text: str, start: int, end: int) -> tuple[int, int]:
@@ -357,35 +429,34 @@ def _trim(text: str, start: int, end: int) -> tuple[int, int]:
     return (start, end) if start < end else (0, 0)
 
 
-def _piece_spans(tokenizer: Any, pieces: Sequence[str], text: str) -> list[tuple[int, int]]:
+def _tokens_of_pieces(tokenizer: Any, pieces: Sequence[str], text: str) -> _Tokens:
     """Find the characters of each piece of a tokenizer that gives no offsets.
 
-    The pieces of a slow tokenizer, put together, are the text without white space, normalised.
-    Both are compared as bytes, because a byte-level piece may hold part of a character.
+    The pieces of a slow tokenizer, put together, are the text, normalised. They are put together as
+    bytes, because a byte-level piece may hold part of a character.
     """
     piece_bytes = [_bytes_of_piece(tokenizer, piece) for piece in pieces]
-    stream = b''.join(piece_bytes)
-    source, owners = bytearray(), []
-    for index, character in enumerate(text):
-        if character.isspace():
-            continue
-        encoded = unicodedata.normalize('NFC', character.lower()).encode()
-        source += encoded
-        owners += [index] * len(encoded)
-    owner_of: list[int | None] = [None] * len(stream)
-    for place, owner in zip(_align(bytes(source), stream.lower()), owners):
-        if place is not None:
-            owner_of[place] = owner
+    written = b''.join(piece_bytes).decode('utf-8', 'surrogateescape')
+    followed = _follow(written, text, spaces=False)
+    places = [
+        place
+        for character, place in zip(written, followed.places)
+        for _ in character.encode('utf-8', 'surrogateescape')
+    ]
     spans, start = [], 0
     for encoded in piece_bytes:
-        owned = [owner for owner in owner_of[start : start + len(encoded)] if owner is not None]
-        spans.append((owned[0], owned[-1] + 1) if owned else (0, 0))
+        found = [place for place in places[start : start + len(encoded)] if place is not None]
+        spans.append((found[0][0], found[-1][1]) if found else (0, 0))
         start += len(encoded)
-    return spans
+    return _Tokens(spans, 0, followed.unsure)
 
 
 def _bytes_of_piece(tokenizer: Any, piece: str) -> bytes:
     """The text of a piece as bytes, without the marks of word starts and ends."""
+    if piece == getattr(tokenizer, 'unk_token', None):
+        return b'\xff'  # no text
+    if byte := re.fullmatch('<0x([0-9A-F]{2})>', piece):
+        return bytes.fromhex(byte[1])
     piece = piece.removesuffix('</w>').removeprefix('##').replace('\u2581', '')
     decoder = getattr(tokenizer, 'byte_decoder', None)
     if decoder is not None and all(character in decoder for character in piece):

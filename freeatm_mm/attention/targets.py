@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -145,12 +146,8 @@ def find_targets(
                 "rescale='words' and maps='output' need the places of all words: give prompts "
                 'and nouns rather than columns='
             )
-        if isinstance(nouns, str):
-            raise ValueError(
-                'columns= says where the keys of each noun are: give the nouns too, in '
-                'the same order'
-            )
         nouns = [nouns] if one_prompt else nouns
+        _check_named(prompts, nouns)
         places: Any = [columns] if one_prompt else columns
         found = TextColumns(_given_columns(places, nouns))
     if (
@@ -278,25 +275,56 @@ def check_not_cropped(call: Call, size: tuple[int, int]) -> None:
         )
 
 
+def _check_named(prompts: Sequence[str], nouns: Any) -> None:
+    """Refuse nouns that don't say what each of the given columns is of."""
+    rows = [] if isinstance(nouns, str) or not isinstance(nouns, Sequence) else nouns
+    if len(rows) != len(prompts) or any(
+        isinstance(row, str) or not isinstance(row, Sequence) for row in rows
+    ):
+        raise ValueError(
+            'columns= says where the keys of each noun are: give a list of the nouns of each '
+            f'prompt too, in the same order, got {nouns!r}'
+        )
+    for prompt, row in zip(prompts, rows):
+        for noun in row:
+            noun_name(prompt, noun)
+
+
 def _given_columns(
-    columns: Sequence[Sequence[Sequence[int]]], nouns: Sequence[Sequence[Any]]
+    columns: Any, nouns: Sequence[Sequence[Any]]
 ) -> tuple[tuple[tuple[tuple[int, ...], ...], ...], ...]:
     """Places of the nouns' tokens as the caller knows them, as one group of keys each."""
-    if [len(row) for row in columns] != [len(row) for row in nouns]:
+    rows = _as_lists(columns)
+    if not isinstance(rows, list) or [
+        len(row) if isinstance(row, list) else None for row in rows
+    ] != [len(row) for row in nouns]:
         raise ValueError(
-            'columns must hold places for each noun of each prompt: got '
-            f'{[len(row) for row in columns]} for {[len(row) for row in nouns]} nouns'
+            'columns must hold places for each noun of each prompt, which have '
+            f'{[len(row) for row in nouns]} nouns: got {columns!r}'
         )
-    for row in columns:
+    for row in rows:
         for places in row:
-            if not places or not all(
-                isinstance(place, int)
-                and not isinstance(place, bool)
-                and 0 <= place < MAX_TEXT_KEYS
-                for place in places
+            if (
+                not isinstance(places, list)
+                or not places
+                or not all(
+                    isinstance(place, Integral)
+                    and not isinstance(place, bool)
+                    and 0 <= place < MAX_TEXT_KEYS
+                    for place in places
+                )
             ):
                 raise ValueError(
-                    f'columns must be numbers of text keys from 0, at least one for '
-                    f'each noun, got {places!r}'
+                    'columns must be numbers of text keys, whole ones from 0 to '
+                    f'{MAX_TEXT_KEYS - 1} and at least one for each noun, got {places!r}'
                 )
-    return tuple(tuple((tuple(sorted(set(places))),) for places in row) for row in columns)
+    return tuple(tuple((tuple(sorted({*map(int, places)})),) for places in row) for row in rows)
+
+
+def _as_lists(values: Any) -> Any:
+    """Nested iterables, arrays and tensors as nested lists."""
+    if hasattr(values, 'tolist'):
+        return values.tolist()
+    if isinstance(values, Iterable) and not isinstance(values, (str, bytes, Mapping)):
+        return [_as_lists(value) for value in values]
+    return values

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from freeatm_mm.attention.compiled import compiled_regions
 from freeatm_mm.attention.families import Call, Encoder, Family, argument
-from freeatm_mm.attention.hooks import own_hook
+from freeatm_mm.attention.hooks import of_this_thread, own_hook
 from freeatm_mm.attention.nouns import (
     NounAlignmentError,
     find_again,
@@ -429,6 +430,10 @@ class EncoderWatch:
             check()
             self._look(module, args, kwargs)
 
+        whole = next((part for part in compiled_regions(self.encoder) if not part.name), None)
+        if whole is not None:  # a hook would be compiled with it
+            look_outside = of_this_thread(functools.partial(look, self.encoder))
+            return whole.watch(frozenset(), look_outside, lambda *_: None, lambda: None)
         hook = own_hook(self.encoder, look)
         return self.encoder.register_forward_pre_hook(hook, with_kwargs=True).remove
 

@@ -11,7 +11,16 @@ from typing import Any
 
 from freeatm_mm.errors import counted, listed, pip_install
 
-__all__ = ['AUTO', 'noun_name', 'places_of', 'quoted', 'span_of', 'spans_of_prompts', 'word_spans']
+__all__ = [
+    'AUTO',
+    'is_mark',
+    'noun_name',
+    'places_of',
+    'quoted',
+    'span_of',
+    'spans_of_prompts',
+    'word_spans',
+]
 
 AUTO = 'auto'
 """In place of a prompt's nouns: they are found by a part-of-speech tagger."""
@@ -55,7 +64,7 @@ def _is_edge(text: str, place: int) -> bool:
     if not 0 < place < len(text):
         return True
     left, right = text[place - 1], text[place]
-    if _is_mark(right) or _JOINER in (left, right):
+    if is_mark(right) or _JOINER in (left, right):
         return False  # in the middle of what is read as one character
     return not (_is_of_word(left) and _is_of_word(right))
 
@@ -63,11 +72,11 @@ def _is_edge(text: str, place: int) -> bool:
 def _is_of_word(character: str) -> bool:
     if _NO_SPACES.match(character):
         return False
-    return character.isalnum() or character == '_' or _is_mark(character)
+    return character.isalnum() or character == '_' or is_mark(character)
 
 
-def _is_mark(character: str) -> bool:
-    """Tell whether a character is an accent or a vowel sign of the one before it."""
+def is_mark(character: str) -> bool:
+    """Return whether a character is an accent or a vowel sign of the one before it."""
     # Variation selectors only choose how it looks.
     return unicodedata.category(character)[0] == 'M' and not '\ufe00' <= character <= '\ufe0f'
 
@@ -142,7 +151,7 @@ def quoted(text: str, length: int = 200) -> str:
 def word_spans(prompt: str) -> list[tuple[int, int]]:
     """Find the characters of each word of a prompt, punctuation left out."""
     # Python's \w takes letters alone.
-    letters = ''.join('_' if _is_mark(character) else character for character in prompt)
+    letters = ''.join('_' if is_mark(character) else character for character in prompt)
     return [found.span() for found in re.finditer(r"\w+(?:['\u2019-]\w+)*", letters)]
 
 
@@ -173,30 +182,42 @@ def span_of(noun: Any) -> tuple[int, int]:
 
 
 def noun_name(prompt: str, noun: Any) -> str:
-    """Return what to call a noun: its own text, or the characters of its span."""
-    text = noun if isinstance(noun, str) else getattr(noun, 'text', None)
+    """Return what to call a noun: its word, its own text, or the characters of its span.
+
+    Raises:
+        TypeError: If `noun` is nothing that `spans_of_prompts` takes.
+    """
+    text = (_word(noun) or [getattr(noun, 'text', None)])[0]
     if isinstance(text, str):
         return text
     start, end = span_of(noun)
     return prompt[start:end]
 
 
+def _word(noun: Any) -> tuple[str, int | None] | None:
+    """The word of a noun that is given by one, and which of its occurrences is meant."""
+    if isinstance(noun, str):
+        return noun, None
+    if not (isinstance(noun, (tuple, list)) and len(noun) == 2 and isinstance(noun[0], str)):
+        return None
+    word, occurrence = noun
+    if isinstance(occurrence, bool) or not isinstance(occurrence, Integral) or occurrence < 1:
+        raise TypeError(
+            f'the second of (word, occurrence) must be a whole number from 1, got {noun!r}'
+        )
+    return word, int(occurrence)
+
+
 def _span(prompt: str, noun: Any, number: int) -> Any:
     """The span of a noun, or the noun itself where it is one."""
-    word, occurrence = noun, None
-    if isinstance(noun, (tuple, list)) and len(noun) == 2 and isinstance(noun[0], str):
-        word, occurrence = noun
-        if type(occurrence) is not int or occurrence < 1:
-            raise TypeError(
-                f'prompt {number}: the second of (word, occurrence) must be a whole number from 1, '
-                f'got {noun!r}'
-            )
-    if not isinstance(word, str):
-        try:
+    try:
+        given = _word(noun)
+        if given is None:
             span_of(noun)
-        except TypeError as error:
-            raise TypeError(f'prompt {number}: {error}') from None
-        return noun
+            return noun
+    except TypeError as error:
+        raise TypeError(f'prompt {number}: {error}') from None
+    word, occurrence = given
     places = places_of(word, prompt)
     times = 'once' if len(places) == 1 else f'{len(places)} times'
     if not places:

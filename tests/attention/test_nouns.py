@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import unicodedata
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from freeatm_mm.attention import (
     locate_nouns,
     merge_tokens,
 )
+from freeatm_mm.attention.words import word_spans
 
 
 @functools.cache
@@ -74,6 +76,44 @@ class SlowT5:
 
     def convert_ids_to_tokens(self, ids):
         return t5().convert_ids_to_tokens(ids)
+
+
+@functools.cache
+def qwen():
+    """A slow tokenizer that keeps capitals, on single bytes."""
+    import json
+    import tempfile
+    from pathlib import Path
+
+    from transformers import Qwen2Tokenizer
+    from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
+
+    with tempfile.TemporaryDirectory() as folder:
+        vocabulary, merges = Path(folder) / 'vocab.json', Path(folder) / 'merges.txt'
+        vocabulary.write_text(
+            json.dumps({piece: number for number, piece in enumerate(bytes_to_unicode().values())}),
+            encoding='utf-8',
+        )
+        merges.write_text('#version: 0.2\n', encoding='utf-8')
+        return Qwen2Tokenizer(str(vocabulary), str(merges), model_max_length=200)
+
+
+class Pieces:
+    """A slow tokenizer that gives the pieces it is told."""
+
+    is_fast = False
+    padding_side = 'right'
+    model_max_length = 77
+    unk_token = '<unk>'
+
+    def __init__(self, *pieces):
+        self.pieces = pieces
+
+    def tokenize(self, text):
+        return list(self.pieces)
+
+    def build_inputs_with_special_tokens(self, ids):
+        return ids
 
 
 TOKENIZERS = {
@@ -155,6 +195,67 @@ def test_clip_follows_nouns_through_normalisation(fast, prompt):
         (positions,) = locate_nouns(tokenizer, prompt, [(start, start + len(noun))]).positions
         spelled = text_of(tokenizer, prompt, positions)
         assert spelled == (noun if noun != 'caf\u00e9' else 'caf\u00c3\u00a9')
+
+
+@pytest.mark.parametrize('form', ['NFC', 'NFD'])
+@pytest.mark.parametrize(
+    'prompt',
+    [
+        'une \u00e9cole \u00c9COLE',
+        'ein \u00c4gypter dog',
+        '\u039f\u0394\u039f\u03a3 \u03b4\u03c1\u03cc\u03bc\u03bf\u03c2',
+        '\u0414\u043e\u043c \u0420\u0415\u041a\u0410 \u0401\u0436',
+        '\ud55c\uad6d dog',
+        'Vi\u1ec7t \u1ec7',
+        'vi\u00ea\u0323t dog',
+        '\u0130stanbul cat',
+        '\ufb01sh \uff24\uff2f\uff27',
+        '\u0e19\u0e49\u0e33 \u0915\u0941\u0924\u094d\u0924\u093e',
+    ],
+)
+@pytest.mark.parametrize('make', [lambda: clip(False), lambda: clip(True), qwen])
+def test_every_piece_belongs_to_its_word_however_letters_are_written(make, prompt, form):
+    tokenizer, prompt = make(), unicodedata.normalize(form, prompt)
+    found = locate_nouns(tokenizer, prompt, word_spans(prompt)).positions
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer(prompt).input_ids)
+    spaces = {*tokenizer.all_special_tokens, '\u0120'}
+    assert [place for word in found for place in word] == [
+        place for place, token in enumerate(tokens) if token not in spaces
+    ]
+    if make is not qwen:  # whose pieces of a word have no mark at its end
+        assert all(tokens[word[-1]].endswith('</w>') for word in found)
+
+
+def test_unknown_words_have_their_token():
+    tokenizer = bert(False)
+    found = locate_nouns(tokenizer, 'a \u72d7 \u732b dog', [(2, 3), (4, 5), (2, 5)])
+    assert found.positions == ((2,), (3,), (2, 3))
+    prompt = 'a \ud55c\uad6d\uc5b4 \uac15\uc544\uc9c0 dog'  # two unknown words side by side
+    with pytest.raises(
+        NounAlignmentError, match=r'BertTokenizer does not read .*\(6:9\) is not kno'
+    ):
+        locate_nouns(tokenizer, prompt, [(6, 9)])
+    assert locate_nouns(tokenizer, prompt, [(2, 9), (10, 13)]).positions == ((2, 3), (4,))
+
+
+def test_pieces_that_are_bytes():
+    tokenizer = Pieces('\u2581une', '\u2581', '<0xC3>', '<0x89>', 'cole', '\u2581', '<unk>')
+    found = locate_nouns(tokenizer, 'une E\u0301cole \u72d7', [(4, 10), (11, 12)])
+    assert found.positions == ((2, 3, 4), (6,))
+
+
+@pytest.mark.parametrize(
+    ('prompt', 'prepared'),
+    [
+        ('the e\u0301cole', 'the \u00e9cole'),
+        ('the \u00e9cole', 'the e\u0301cole'),
+        ('the \u039f\u0394\u039f\u03a3', 'the \u03bf\u03b4\u03bf\u03c2'),
+        ('the \ufb01sh', 'the fish'),
+    ],
+)
+def test_preparation_may_write_letters_otherwise(prompt, prepared):
+    (found,) = locate_nouns(clip(True), prompt, [(4, len(prompt))], prepared=prepared).positions
+    assert found == locate_nouns(clip(True), prepared, [(4, len(prepared))]).positions[0]
 
 
 def test_pipeline_preparation_shifts_spans():

@@ -551,19 +551,72 @@ def test_a_pipeline_without_its_text_encoder():
         torch.testing.assert_close(mask, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    'columns',
+    [
+        [np.array([2, 3]), [np.int64(5)]],
+        [list(np.array([3, 2])), (5,)],
+        (torch.tensor([2, 3]), [torch.tensor(5)]),
+        [range(2, 4), {5}],
+    ],
+)
+def test_columns_of_any_whole_numbers(columns):
+    pipe = tiny_stable_diffusion()
+    nouns = [('dog', 2), 'a cat']
+    for prompts, nouns_, columns_ in (('', nouns, columns), ([''], [nouns], [columns])):
+        recorder = AttentionRecorder(pipe, prompts, nouns_, columns=columns_)
+        assert recorder._targets.positions == ((((2, 3),), ((5,),)),)
+        places_ = [place for row in recorder._targets.columns for place in row]
+        assert {*map(type, places_)} == {int}
+        assert recorder._targets.names == [['dog', 'a cat']]
+    array = np.array([[[2, 3], [4, 5]]])
+    recorder = AttentionRecorder(pipe, [''], [nouns], columns=array)
+    assert recorder._targets.columns == [[2, 3, 4, 5]]
+
+
 def test_columns_are_checked():
     pipe = tiny_stable_diffusion()
+    for columns in (5, [5, 5], [[[1], [2]], 'dog'], np.array(5)):
+        with pytest.raises(ValueError, match='columns must hold places for each noun'):
+            AttentionRecorder(pipe, PROMPTS, NOUNS, columns=columns)
+    for nouns in (None, ['dog', 'auto'], [['dog']]):
+        with pytest.raises(ValueError, match='give a list of the nouns of each prompt too'):
+            AttentionRecorder(pipe, PROMPTS, nouns, columns=[[[1]], [[2]]])
+    with pytest.raises(TypeError, match='a noun must be a word'):
+        AttentionRecorder(pipe, 'a dog', [5], columns=[[1]])
     for columns in ([[[1], [2]]], [[[1]], [[1], [2], [3]]]):
         with pytest.raises(ValueError, match='columns must hold places for each noun'):
             AttentionRecorder(pipe, PROMPTS, NOUNS, columns=columns)
-    for places_ in ([], [-1], [1.0], [True], [2**40], ['1']):
+    wrong = ([], [-1], [1.0], [True], [2**40], ['1'], 1, np.array([1.0]), np.array([True]), [[1]])
+    for places_ in wrong:
         with pytest.raises(ValueError, match='columns must be numbers of text keys'):
             AttentionRecorder(pipe, PROMPTS[:1], [NOUNS[0][:1]], columns=[[places_]])
-    with pytest.raises(ValueError, match='give the nouns too'):
+    with pytest.raises(ValueError, match='give a list of the nouns of each prompt too'):
         AttentionRecorder(pipe, 'a dog', columns=[[1], [2], [3], [4]])
     with pytest.raises(ValueError, match='hold only 77 text keys'):
         with AttentionRecorder(pipe, PROMPTS[:1], [NOUNS[0][:1]], columns=[[[77]]]):
             generate(pipe, PROMPTS[:1])
+
+
+@pytest.mark.parametrize('in_place', [True, False])
+def test_a_compiled_text_encoder_is_watched_from_outside(in_place):
+    pipe, options = tiny_stable_diffusion(), dict(backend='eager', fullgraph=True)
+    with AttentionRecorder(pipe, PROMPTS[:1], NOUNS[:1]) as usual:
+        generate(pipe, PROMPTS[:1])
+    if in_place:
+        pipe.text_encoder.compile(**options)
+    else:
+        pipe.text_encoder = torch.compile(pipe.text_encoder, **options)
+    before = vars(pipe.text_encoder)['_compiled_call_impl' if in_place else 'forward']
+    generate(pipe, PROMPTS[:1])
+    with torch.compiler.set_stance('fail_on_recompile'):
+        with AttentionRecorder(pipe, PROMPTS[:1], NOUNS[:1]) as recorder:
+            generate(pipe, PROMPTS[:1])
+        with pytest.raises(ValueError, match='encoded other prompts'):
+            with AttentionRecorder(pipe, PROMPTS[:1], NOUNS[:1]):
+                generate(pipe, PROMPTS[1:])
+    torch.testing.assert_close(recorder.masks()[0], usual.masks()[0])
+    assert vars(pipe.text_encoder)['_compiled_call_impl' if in_place else 'forward'] is before
 
 
 def test_a_second_call_with_other_prompts():

@@ -48,6 +48,30 @@ def test_spans_may_be_of_numpy():
     assert (start, end) == (2, 5) and type(start) is type(end) is int
 
 
+def test_occurrences_may_be_of_numpy():
+    assert spans_of_prompts(['a dog, a dog'], [('dog', np.int64(2))], True) == [[(9, 12)]]
+
+
+@pytest.mark.parametrize(
+    ('noun', 'name'),
+    [
+        ('Dog', 'Dog'),
+        (('dog', 2), 'dog'),
+        (['dog', np.int64(2)], 'dog'),
+        ((2, 5), 'Dog'),
+        (Noun('Dog', 2, 5, 'dog'), 'Dog'),
+    ],
+)
+def test_names(noun, name):
+    assert noun_name('a Dog and a dog', noun) == name
+
+
+@pytest.mark.parametrize('noun', [('dog', 0), ('dog', True), ('dog', 1.0), 5, ['dog']])
+def test_what_has_no_name(noun):
+    with pytest.raises(TypeError, match='occurrence'):
+        noun_name('a dog', noun)
+
+
 def test_messages_cut_long_prompts():
     prompt = 'a dog ' * 600
     with pytest.raises(
