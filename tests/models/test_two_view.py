@@ -177,11 +177,11 @@ def test_every_view_is_pooled_under_its_own_masks(name, monkeypatch):
 
 def test_densecls_queue_takes_batches_without_a_noun_wherever_its_pointer_is():
     model = build('DenseCL')
-    for step in range(12):
+    for step in range(20):
         counts = [None] * 5 if step % 2 else COUNTS
         losses = model.loss(views(5, seed=step), samples(counts))
         assert torch.isfinite(total(losses))
-    assert model.queue_ptr.item() == 6 * (8 + 5) % 20
+    assert model.queue_ptr.item() == 10 * (8 + 5) % 20
     assert model.queue2_ptr.item() == 0
 
 
