@@ -44,6 +44,10 @@ _HEADS = {
 #: Parts of a plain ResNet, and of the variants that mmdet's and mmseg's also have.
 _RESNET_PARTS = r'(conv1|bn1|layer\d+\.\d+\.(conv\d|bn\d|downsample\.[01]))\.\w+'
 _MM_RESNET_PARTS = r'(conv1|[bg]n1|layer\d+\.\d+\.(conv\d|[bg]n\d|downsample\.\d))\.\w+'
+_VIT_PARTS = (
+    r'(cls_token|pos_embed|(patch_embed\.projection|ln1|'
+    r'layers\.\d+\.(ln[12]|attn\.(qkv|proj)|ffn\.layers\.(0\.0|1)))\.\w+)'
+)
 #: What no tensor tells of a ResNet, as torchvision, timm and Hugging Face have it.
 _RESNET_SETTINGS = {
     'style': 'pytorch',
@@ -119,11 +123,22 @@ def convert_backbone(
     )
 
 
+def _refuse_others(backbone: Mapping[str, Tensor], parts: str, layout: str, kind: str) -> None:
+    """Refuse a backbone with other tensors than a library's network of this kind has."""
+    other = [name for name in backbone if not re.fullmatch(parts, name)]
+    if other:
+        raise ValueError(
+            f'{layout} has no {kind} with {counted(len(other), "tensor")} such as {other[0]}: only '
+            f'a plain {kind} can be converted'
+        )
+
+
 def _convert_vit(backbone: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
     if layout == 'mmdet':
         return dict(backbone)
     if layout == 'mmseg':  # its backbones have no norm at the end
         return {name: value for name, value in backbone.items() if not name.startswith('ln1.')}
+    _refuse_others(backbone, _VIT_PARTS, layout, 'ViT')
     state = {}
     for name, value in backbone.items():
         for pattern, wanted in _VIT_NAMES[layout]:
@@ -140,13 +155,7 @@ def _convert_resnet(
     backbone: Mapping[str, Tensor], layout: str, settings: Mapping[str, Any]
 ) -> dict[str, Tensor]:
     of_mm = layout in ('mmdet', 'mmseg')
-    parts = re.compile(_MM_RESNET_PARTS if of_mm else _RESNET_PARTS)
-    other = [name for name in backbone if not parts.fullmatch(name)]
-    if other:
-        raise ValueError(
-            f'{layout} has no ResNet with {counted(len(other), "tensor")} such as {other[0]}: only '
-            'a plain ResNet can be converted'
-        )
+    _refuse_others(backbone, _MM_RESNET_PARTS if of_mm else _RESNET_PARTS, layout, 'ResNet')
     if of_mm:
         return dict(backbone)
     shape = resnet_shape(backbone)

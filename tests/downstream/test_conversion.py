@@ -133,7 +133,7 @@ ALL_BUT_MM = ['torchvision', 'timm', 'huggingface']
         (lambda: SEResNet(50), {}, LAYOUTS, 'with 64 tensors such as layer1.0.se_layer.conv1'),
         (lambda: ResNeXt(50), {}, ['huggingface'], 'grouped or wider convolutions, as a ResNeXt'),
         (
-            lambda: ResNet(50, norm_cfg=dict(type='GN', num_groups=2)),
+            lambda: ResNet(18, norm_cfg=dict(type='GN', num_groups=2)),
             {},
             ALL_BUT_MM,
             'such as gn1.weight',
@@ -151,7 +151,7 @@ def test_a_resnet_that_the_other_library_lacks_is_refused(
     build, said, layouts, message, tmp_path, capsys
 ):
     checkpoint = saved(build(), tmp_path / 'epoch_1.pth', **said)
-    for layout in LAYOUTS:
+    for layout in {*layouts, 'mmdet'}:
         out = tmp_path / layout
         if layout in layouts:
             with pytest.raises(ValueError, match=f'{layout} has no ResNet .*{message}'):
@@ -161,6 +161,16 @@ def test_a_resnet_that_the_other_library_lacks_is_refused(
         assert out.exists() is (layout not in layouts)
     told = capsys.readouterr().out
     assert ("style='caffe': set this of mmdet's backbone" in told) is ('style' in said)
+
+
+def test_a_vit_that_the_other_library_lacks_is_refused(tmp_path):
+    ours = VisionTransformer(arch=VIT, img_size=32, patch_size=8, layer_scale_init_value=0.1)
+    checkpoint = saved(ours, tmp_path / 'epoch_1.pth')
+    for layout in ALL_BUT_MM:
+        with pytest.raises(
+            ValueError, match=f'{layout} has no ViT with 4 tensors such as layers.0'
+        ):
+            convert_checkpoint(checkpoint, tmp_path / layout, layout, heads=4)
 
 
 def test_a_style_that_has_no_effect_is_no_matter(tmp_path):
