@@ -191,6 +191,8 @@ def test_a_resnext_goes_by_the_same_names(tmp_path):
     names = ['conv1', 'bn1', 'relu', 'maxpool', 'layer1', 'layer2', 'layer3', 'layer4']
     found = torch.nn.Sequential(*(getattr(theirs, name) for name in names))(images)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    card = draft_checkpoint(tmp_path / 'epoch_1.pth', 'hf://me/x', tmp_path / 'card', Terms('mit'))
+    assert 'ResNeXt-50' in card[-1].read_text()
 
 
 @pytest.mark.parametrize('layout', ['torchvision', 'timm', 'mmdet', 'mmseg', 'huggingface'])
