@@ -58,7 +58,8 @@ class BatchPipeline:
 
     Args:
         transforms: The pipeline: `LoadFromStore`; one `FreeATMMultiView`, or the transforms of one
-            view; `PackFreeATMInputs`. A view is `FreeATMRandomResizedCrop` and then any of
+            view; `PackFreeATMInputs`. A view is `FreeATMRandomResizedCrop` (bilinear, backend
+            'cv2') and then any of
             `FreeATMRandomFlip` (horizontal), `ColorJitter` (brightness and saturation, backend
             'cv2') and `RandomApply` around it.
         samples: What `LoadFromStore` made of all samples, one after the other.
@@ -250,6 +251,11 @@ def _read_view(transforms: list[Any]) -> tuple[FreeATMRandomResizedCrop, list]:
     if type(crop) is not FreeATMRandomResizedCrop or crop.interpolation != 'bilinear':
         raise ValueError(
             'in_memory needs views that begin with a bilinear FreeATMRandomResizedCrop.'
+        )
+    if crop.backend != 'cv2':
+        raise ValueError(
+            f"in_memory resizes as backend='cv2' of {type(crop).__name__} does, not as "
+            f'{crop.backend!r}: set that, or leave in_memory out.'
         )
     steps: list[tuple[float, ColorJitter | None]] = []
     for transform in transforms:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from freeatm_mm.errors import InputError
+from freeatm_mm.errors import InputError, counted
 from freeatm_mm.files import atomic_write
 from freeatm_mm.origins import plain_settings
 
@@ -40,6 +40,20 @@ _HEADS = {
     **dict.fromkeys(('deit-t', 'deit-tiny'), 3),
     **dict.fromkeys(('deit-s', 'deit-small', 'dinov2-s', 'dinov2-small'), 6),
     **dict.fromkeys(('dinov2-g', 'dinov2-giant'), 24),
+}
+#: Parts of a plain ResNet, and of the variants that mmdet's and mmseg's also have.
+_RESNET_PARTS = r'(conv1|bn1|layer\d+\.\d+\.(conv\d|bn\d|downsample\.[01]))\.\w+'
+_MM_RESNET_PARTS = r'(conv1|[bg]n1|layer\d+\.\d+\.(conv\d|[bg]n\d|downsample\.\d))\.\w+'
+_VIT_PARTS = (
+    r'(cls_token|pos_embed|(patch_embed\.projection|ln1|'
+    r'layers\.\d+\.(ln[12]|attn\.(qkv|proj)|ffn\.layers\.(0\.0|1)))\.\w+)'
+)
+#: What no tensor tells of a ResNet, as torchvision, timm and Hugging Face have it.
+_RESNET_SETTINGS = {
+    'style': 'pytorch',
+    'strides': [1, 2, 2, 2],
+    'dilations': [1, 1, 1, 1],
+    'conv_cfg': None,
 }
 _VIT_NAMES = {
     'timm': [
@@ -82,12 +96,15 @@ _VIT_NAMES = {
 }
 
 
-def convert_backbone(backbone: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+def convert_backbone(
+    backbone: Mapping[str, Tensor], layout: str, settings: Mapping[str, Any] | None = None
+) -> dict[str, Tensor]:
     """Rename a backbone's tensors.
 
     Args:
         backbone: By mmpretrain's names, without a prefix: a ResNet's or a ViT's.
         layout: One of `LAYOUTS`.
+        settings: What its config says of it, by `plain_settings`: tensors don't tell all (`style`).
 
     Raises:
         ValueError: If the layout is unknown, the backbone is neither, or the other library has no
@@ -99,11 +116,21 @@ def convert_backbone(backbone: Mapping[str, Tensor], layout: str) -> dict[str, T
         vit_shape(backbone)
         return _convert_vit(backbone, layout)
     if 'conv1.weight' in backbone and 'layer1.0.conv1.weight' in backbone:
-        return _convert_resnet(backbone, layout)
+        return _convert_resnet(backbone, layout, settings or {})
     raise ValueError(
         'the backbone is neither a plain ResNet nor a ViT of mmpretrain; its first '
         f'tensors are {", ".join(list(backbone)[:3])}'
     )
+
+
+def _refuse_others(backbone: Mapping[str, Tensor], parts: str, layout: str, kind: str) -> None:
+    """Refuse a backbone with other tensors than a library's network of this kind has."""
+    other = [name for name in backbone if not re.fullmatch(parts, name)]
+    if other:
+        raise ValueError(
+            f'{layout} has no {kind} with {counted(len(other), "tensor")} such as {other[0]}: only '
+            f'a plain {kind} can be converted'
+        )
 
 
 def _convert_vit(backbone: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
@@ -111,6 +138,7 @@ def _convert_vit(backbone: Mapping[str, Tensor], layout: str) -> dict[str, Tenso
         return dict(backbone)
     if layout == 'mmseg':  # its backbones have no norm at the end
         return {name: value for name, value in backbone.items() if not name.startswith('ln1.')}
+    _refuse_others(backbone, _VIT_PARTS, layout, 'ViT')
     state = {}
     for name, value in backbone.items():
         for pattern, wanted in _VIT_NAMES[layout]:
@@ -123,8 +151,12 @@ def _convert_vit(backbone: Mapping[str, Tensor], layout: str) -> dict[str, Tenso
     return state
 
 
-def _convert_resnet(backbone: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
-    if layout in ('mmdet', 'mmseg'):
+def _convert_resnet(
+    backbone: Mapping[str, Tensor], layout: str, settings: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    of_mm = layout in ('mmdet', 'mmseg')
+    _refuse_others(backbone, _MM_RESNET_PARTS if of_mm else _RESNET_PARTS, layout, 'ResNet')
+    if of_mm:
         return dict(backbone)
     shape = resnet_shape(backbone)
     if len(shape['depths']) != 4 or shape['embedding_size'] != 64:
@@ -133,8 +165,28 @@ def _convert_resnet(backbone: Mapping[str, Tensor], layout: str) -> dict[str, Te
             f'{shape["embedding_size"]} channels: only four stages after 64 channels '
             'can be converted'
         )
+    if backbone['conv1.weight'].shape[2:] != (7, 7):
+        side = backbone['conv1.weight'].shape[-1]
+        raise ValueError(
+            f'{layout} has no ResNet that begins with a {side}x{side} convolution: only one of 7x7 '
+            'can be converted'
+        )
+    for name, wanted in _RESNET_SETTINGS.items():
+        said = settings.get(name, wanted)
+        if said != wanted and (name != 'style' or shape['layer_type'] == 'bottleneck'):
+            raise ValueError(
+                f"{layout} has no ResNet with {name}={said!r}, as the checkpoint's config says: "
+                f'only {name}={wanted!r} can be converted'
+            )
     if layout != 'huggingface':
-        return dict(backbone)  # the same names
+        return dict(backbone)  # the same names, a ResNeXt's too
+    for stage, width in enumerate(shape['hidden_sizes'], 1):
+        inner, taken = backbone[f'layer{stage}.0.conv2.weight'].shape[:2]
+        if inner != taken or shape['layer_type'] == 'bottleneck' and inner * 4 != width:
+            raise ValueError(
+                'huggingface has no ResNet with grouped or wider convolutions, as a ResNeXt has '
+                f'(layer{stage}.0.conv2): convert it to torchvision or timm'
+            )
     state = {}
     for name, value in backbone.items():
         name = re.sub(r'^conv1\.', 'embedder.embedder.convolution.', name)
@@ -204,6 +256,17 @@ def vit_shape(backbone: Mapping[str, Tensor], heads: int | None = None) -> dict[
     }
 
 
+def _settings(content: Any) -> Mapping[str, Any]:
+    """What a checkpoint's own config says of its backbone; nothing of its text is run."""
+    settings: Any = content
+    for key in ('meta', 'cfg'):
+        settings = settings.get(key) if isinstance(settings, Mapping) else None
+    settings = plain_settings(settings)
+    for key in ('model', 'backbone'):
+        settings = settings.get(key) if isinstance(settings, Mapping) else None
+    return settings if isinstance(settings, Mapping) else {}
+
+
 def check_heads(content: Any, heads: int | None, source: str | Path) -> int | None:
     """How many attention heads a ViT has by its checkpoint's own config, or by the user.
 
@@ -218,14 +281,7 @@ def check_heads(content: Any, heads: int | None, source: str | Path) -> int | No
     Raises:
         InputError: If the two contradict each other.
     """
-    settings: Any = content
-    for key in ('meta', 'cfg'):
-        settings = settings.get(key) if isinstance(settings, Mapping) else None
-    settings = plain_settings(settings)
-    for key in ('model', 'backbone'):
-        settings = settings.get(key) if isinstance(settings, Mapping) else None
-    if not isinstance(settings, Mapping):
-        return heads
+    settings = _settings(content)
     # mmpretrain's have an `arch`, 'base' by default; mmseg's say the heads themselves.
     usual = 'base' if str(settings.get('type')).endswith(('ViT', 'VisionTransformer')) else None
     arch = settings.get('arch', usual)
@@ -270,7 +326,14 @@ def convert_checkpoint(
     backbone = backbone_of(content, checkpoint)
     if heads is not None and 'cls_token' not in backbone:
         raise ValueError(f'{checkpoint} is of a network without attention: leave heads out')
-    state = {name: value.contiguous() for name, value in convert_backbone(backbone, layout).items()}
+    settings = _settings(content)
+    converted = convert_backbone(backbone, layout, settings)
+    state = {name: value.contiguous() for name, value in converted.items()}
+    style = settings.get('style')
+    if style not in (None, 'pytorch') and layout in ('mmdet', 'mmseg'):
+        print(
+            f"{checkpoint} is of a ResNet with style={style!r}: set this of {layout}'s backbone too"
+        )
     if layout == 'huggingface':
         if out.suffix in ('.pth', '.safetensors'):
             raise ValueError(f'{out}: Hugging Face keeps a model in a folder: name one')

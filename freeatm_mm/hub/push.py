@@ -193,7 +193,9 @@ def _architecture(backbone: Mapping[str, Any]) -> str:
         )
     shape = resnet_shape(backbone)
     per_block = 3 if shape['layer_type'] == 'bottleneck' else 2
-    return f'ResNet-{per_block * sum(shape["depths"]) + 2}'
+    inner, taken = backbone['layer1.0.conv2.weight'].shape[:2]
+    kind = 'ResNet' if inner == taken else 'ResNeXt'
+    return f'{kind}-{per_block * sum(shape["depths"]) + 2}'
 
 
 def push_checkpoint_to_hub(

@@ -113,7 +113,7 @@ class FreeATMDINO(BaseSelfSupervisor):
             pools instances (`InstancePooling`), as `FreeATMDINONeck` does.
 
     Raises:
-        ValueError: If a setting is out of range.
+        ValueError: If a setting is out of range, or there is a head.
         TypeError: If the neck can't pool instances.
     """
 
@@ -131,6 +131,10 @@ class FreeATMDINO(BaseSelfSupervisor):
         freeze_prototypes: float = 0.01,
         **kwargs,
     ) -> None:
+        if kwargs.get('head') is not None:
+            raise ValueError(
+                'FreeATMDINO has a loss of its own and no use for a head: leave it out.'
+            )
         super().__init__(**kwargs)
         check_pools_instances(self)
         if warmup_teacher_temperature is None:
@@ -199,7 +203,7 @@ class FreeATMDINO(BaseSelfSupervisor):
             ValueError: If there are other numbers of views, or masks of other views.
         """
         check_views(self, inputs, data_samples, most=None)
-        instances = collect_instances(data_samples, inputs[0])
+        instances = collect_instances(data_samples, inputs)
         temperature = self.teacher_temperature()
         self._freeze()
         student = _outputs(self.backbone, self.neck, inputs, instances)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from mmengine.dist import all_gather, get_rank, get_world_size
+from mmpretrain.models.losses import CrossEntropyLoss, cross_entropy
 from torch import Tensor
 
 from freeatm_mm.ops.losses import contrastive_loss, multi_positive_loss, other_positives
@@ -122,15 +123,41 @@ class Instances:
             positive: (A, 1) cosines; A is M, or 2M for the first and then the second views.
             negative: (A, X) cosines.
             same: (A, X) booleans, which of these are positives after all.
+
+        Raises:
+            ValueError: As `plain_loss`.
         """
         if same is None and self.weights is None:
             return head.loss(positive, negative)
-        return self.plain_loss(positive, negative, same, head.temperature)
+        return self.plain_loss(head, positive, negative, same, head.temperature)
 
     def plain_loss(
+        self, head: Any, positive: Tensor, negative: Tensor, same: Tensor | None, temperature: float
+    ) -> Tensor:
+        """The contrastive loss by `freeatm_mm.ops`, times the weight that the head's has.
+
+        Args:
+            head: As of `loss`.
+            positive: As of `loss`.
+            negative: As of `loss`.
+            same: As of `loss`.
+            temperature: What cosines are divided by.
+
+        Raises:
+            ValueError: If the head's loss is more than a cross-entropy with a weight.
+        """
+        own = head.loss_module
+        plain = type(own) is CrossEntropyLoss and own.cls_criterion is cross_entropy
+        if not plain or own.reduction != 'mean' or own.class_weight is not None:
+            raise ValueError(
+                'with positives of the same noun or with trust, the loss is a cross-entropy: set '
+                "loss=dict(type='CrossEntropyLoss') of the head, with loss_weight alone."
+            )
+        return own.loss_weight * self._contrast(positive, negative, same, temperature)
+
+    def _contrast(
         self, positive: Tensor, negative: Tensor, same: Tensor | None, temperature: float
     ) -> Tensor:
-        """The contrastive loss by `freeatm_mm.ops`; arguments as of `loss`."""
         weights = self.weights
         if weights is not None:
             weights = weights.repeat(len(positive) // len(weights))
@@ -142,7 +169,7 @@ class Instances:
 # Lists of any lengths: with `compile=True` in a config each batch would be compiled anew.
 @torch.compiler.disable
 def collect_instances(
-    data_samples: Sequence | None, images: Tensor, always: bool = False
+    data_samples: Sequence | None, views: Sequence[Tensor], always: bool = False
 ) -> Instances | None:
     """The instances of a batch, or None where no process has a single one.
 
@@ -152,7 +179,7 @@ def collect_instances(
     Args:
         data_samples: B data samples of `freeatm_mm.datasets.PackFreeATMInputs`, with or
             without masks; None stands for samples without.
-        images: (B, ...) any view of the images, for their number and device.
+        views: The views of the images, each (B, ...), for the numbers of both and the device.
         always: Also where no process has one: then all images are pooled whole.
 
     Returns:
@@ -161,7 +188,7 @@ def collect_instances(
     Raises:
         ValueError: If the masks of the samples have different grids or numbers of views.
     """
-    batch, device = len(images), images.device
+    batch, device = len(views[0]), views[0].device
     data_samples = data_samples or [{}] * batch
     masks = [sample.get('instance_masks') for sample in data_samples]
     found = [0 if mask is None else mask.shape[1] for mask in masks]
@@ -175,9 +202,8 @@ def collect_instances(
         totals = [row[2] for row in rows]
     if not any_found and not always:
         return None
-    padded = pad_instances(
-        masks, [sample.get('noun_ids') for sample in data_samples], device=device
-    )
+    nouns = [sample.get('noun_ids') for sample in data_samples]
+    padded = pad_instances(masks, nouns, views=len(views), device=device)
     named = sum(sample.get('num_nouns', count) for sample, count in zip(data_samples, found))
     return Instances(
         *padded,

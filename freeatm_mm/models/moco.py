@@ -90,7 +90,7 @@ class FreeATMMoCo(MoCo):
             ValueError: If there are other numbers of views, or masks of other views.
         """
         check_views(self, inputs, data_samples)
-        instances = collect_instances(data_samples, inputs[0])
+        instances = collect_instances(data_samples, inputs)
         if instances is None:
             return super().loss(inputs, data_samples, **kwargs)
 

@@ -46,7 +46,7 @@ def feature_map(outputs: Tensor | Sequence[Tensor]) -> Tensor:
 
 
 class HandedMasks:
-    """The masks of each view in turn, for necks that a method calls once for each view.
+    """The masks of each view in turn, for necks that a method calls for one view after the other.
 
     Args:
         masks: (V, B, K, h, w).

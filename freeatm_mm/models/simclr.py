@@ -111,7 +111,7 @@ class FreeATMSimCLR(SimCLR):
         """
         check_views(self, inputs, data_samples)
         # mmpretrain's has another loss.
-        instances = collect_instances(data_samples, inputs[0], always=self.loss_form != 'nt_xent')
+        instances = collect_instances(data_samples, inputs, always=self.loss_form != 'nt_xent')
         if instances is None:
             losses = super().loss(inputs, data_samples, **kwargs)
             if self.exact_gradients and get_world_size() > 1:
@@ -139,7 +139,7 @@ class FreeATMSimCLR(SimCLR):
             logits = torch.cat((positive, negative), dim=1)
             loss = self.head.loss_module(logits, logits.new_zeros(len(logits), dtype=torch.long))
         else:
-            loss = instances.plain_loss(positive, negative, same, 1.0)
+            loss = instances.plain_loss(self.head, positive, negative, same, 1.0)
 
         with torch.no_grad():
             statistics = instances.statistics()

@@ -7,7 +7,8 @@ written; only what its neck pools changes. So a further one needs no more than::
     class FreeATMYourMethod(InstanceViews, YourMethod):
         pass
 
-if it calls its neck once for each view, in their order.
+if its necks, a momentum copy among them, are called for one view after the other in their order,
+once or several times: the first view and then the second, by whichever neck.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from mmengine.dist import get_world_size
+from mmengine.dist import all_gather, get_world_size
 from mmpretrain.models.necks import DenseCLNeck, SwAVNeck
 from mmpretrain.models.selfsup import BYOL, BarlowTwins, DenseCL, SwAV
 from mmpretrain.registry import MODELS
@@ -79,7 +80,7 @@ class InstanceViews:
         """
         method: Any = super()
         check_views(self, inputs, data_samples, self.most_views)
-        instances = collect_instances(data_samples, inputs[0])
+        instances = collect_instances(data_samples, inputs)
         if instances is None:
             return method.loss(inputs, data_samples, **kwargs)
         if instances.weights is not None:
@@ -99,10 +100,15 @@ class InstanceViews:
 
 @contextmanager
 def _handing_masks(model: Any, instances: Instances) -> Iterator[None]:
-    """Give every neck of a model, momentum copies too, the masks of one view after the other."""
+    """Give the necks of a model, momentum copies too, the masks of one view after the other.
+
+    They take turns: DenseCL's neck is called for the first view and its copy for the second, each
+    of BYOL's for the first and then the second.
+    """
     necks = [module for module in model.modules() if isinstance(module, InstancePooling)]
+    handed = HandedMasks(instances.masks, instances.places)
     for neck in necks:
-        neck.handed = HandedMasks(instances.masks, instances.places)
+        neck.handed = handed
     try:
         yield
     finally:
@@ -187,12 +193,13 @@ class FreeATMDenseCL(InstanceViews, DenseCL):
 
     @torch.no_grad()
     def _dequeue_and_enqueue(self, keys: Tensor) -> None:
-        """As of the class it extends, with any number of keys on one process."""
-        neck: Any = self.neck
-        if neck.handed is None:
-            super()._dequeue_and_enqueue(keys)
-        else:
-            enqueue(self.queue, self.queue_ptr, keys)
+        """As of the class it extends, with any number of keys, wherever the queue's pointer is."""
+        enqueue(self.queue, self.queue_ptr, torch.cat(all_gather(keys)))
+
+    @torch.no_grad()
+    def _dequeue_and_enqueue2(self, keys: Tensor) -> None:
+        """The same for the queue of dense keys."""
+        enqueue(self.queue2, self.queue2_ptr, torch.cat(all_gather(keys)))
 
 
 __all__ = [

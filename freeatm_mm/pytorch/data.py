@@ -6,6 +6,11 @@ transform adds round the image is told. Whatever crops, resizes, flips or turns 
 same to them (torchvision's v2 transforms do), and the masks are then read at these positions. So
 any transform goes, any number of masks costs the same, and masks keep the resolution of the store.
 
+torchvision resizes a `Mask` by torch's 'nearest', which lies half a pixel of the view beside the
+image; positions are resized about the centres of pixels instead, as images are.
+What turns or warps gives a pixel of the view the position of the nearest pixel before. A transform
+that resizes masks by another library is followed as that library resizes them.
+
 Shapes: V views, K nouns, (gh, gw) the grid of a view, B images, M instances.
 """
 
@@ -19,6 +24,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
+from torch.overrides import TorchFunctionMode
 from torch.utils.data import Dataset
 from torch.utils.data._utils.collate import default_collate_fn_map
 
@@ -36,6 +43,8 @@ _MOST_CELLS = 1024
 _POINTS = 32
 #: Third plane of positions: a pixel of the image. Transforms fill with what images hold, up to 255.
 _INSIDE = float(2**20)
+#: How far from the border of two cells of a mask a place may be to lie on it.
+_ROUNDING = 1e-3
 #: Types that hold positions exactly.
 _EXACT = (torch.float32, torch.float64, torch.int32, torch.int64)
 
@@ -260,6 +269,38 @@ def _collate(batch: Sequence[ViewItem], *, collate_fn_map: Any = None) -> ViewBa
 default_collate_fn_map[ViewItem] = _collate
 
 
+class _CentredResizing(TorchFunctionMode):
+    """While it is active, positions are resized about the centres of pixels; see the module."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence = (), kwargs: dict | None = None
+    ) -> Any:
+        """Call a function of torch, or `_resize` for `interpolate`."""
+        return (_resize if func is interpolate else func)(*args, **(kwargs or {}))
+
+
+def _resize(
+    planes: Tensor,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = 'nearest',
+    *rest: Any,
+    **options: Any,
+) -> Tensor:
+    """`torch.nn.functional.interpolate`, but for positions that it would take the nearest of."""
+    if (
+        mode not in ('nearest', 'nearest-exact')
+        or planes.shape[1:-2] != (3,)
+        or not planes.is_floating_point()
+        or not (planes[:, 2] > _INSIDE / 2).any()  # another picture than `_positions`
+    ):
+        return interpolate(planes, size, scale_factor, mode, *rest, **options)
+    nearest = interpolate(planes, size, scale_factor, 'nearest-exact')
+    between = interpolate(planes, size, scale_factor, 'bilinear', align_corners=False)
+    # Where the image ends, what is filled in would be mixed into the positions.
+    return torch.where((between[:, 2:] - _INSIDE).abs() < 1, between, nearest)
+
+
 def _positions(height: int, width: int) -> Tensor:
     """(3, height, width) float32: row and column of each pixel, counted from 1, and `_INSIDE`."""
     # Made anew for each image, as a transform may write into it.
@@ -277,8 +318,9 @@ def track_view(transform: Callable[..., Any], image: Image.Image) -> tuple[Tenso
         image: The image.
 
     Returns:
-        The view, a float tensor (C, H, W), and (2, H, W) float32: row and column of each of its
-        pixels in the image, counted from 1; 0 where it shows nothing of it.
+        The view, a float tensor (C, H, W), and (2, H, W) float32: row and column of the centre of
+        each of its pixels in the image, where the first pixel's is 1; 0 where it shows nothing of
+        it.
 
     Raises:
         InputError: If it returns something else, or changed the mask's values.
@@ -287,7 +329,8 @@ def track_view(transform: Callable[..., Any], image: Image.Image) -> tuple[Tenso
 
     positions = Mask(_positions(image.height, image.width))
     try:
-        result = transform(image, positions)
+        with _CentredResizing():
+            result = transform(image, positions)
     except (TypeError, ValueError) as error:
         raise InputError(
             'the transform must take (image, mask) and do the same to both, as geometric ones of '
@@ -410,17 +453,25 @@ def masks_in_view(
 def _cells(
     positions: np.ndarray, shape: tuple[int, ...], size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which row and column of a mask of this shape each pixel of a view comes from."""
-    found = [
-        np.clip((plane - 0.5) * (cells / pixels), 0, cells - 1).astype(np.int64)
-        for plane, cells, pixels in zip(positions, shape, size)
-    ]
+    """Which row and column of a mask of this shape each pixel of a view comes from.
+
+    Of a place between two, by turns the one and the other.
+    """
+    turns = np.add.outer(*map(np.arange, positions.shape[1:])) % 2
+    found = []
+    for plane, cells, pixels in zip(positions, shape, size):
+        place = (plane - 0.5) * (cells / pixels)
+        border = np.rint(place)
+        place = np.where(np.abs(place - border) < _ROUNDING, border - turns, place)
+        found.append(np.clip(np.floor(place), 0, cells - 1).astype(np.int64))
     return found[0], found[1]
 
 
 def _spread(length: int, number: int) -> np.ndarray:
-    """`number` indices spread evenly over a side."""
-    return ((np.arange(number) + 0.5) * (length / number)).astype(np.int64)
+    """`number` indices spread evenly over a side; between two, by turns the one and the other."""
+    turns = np.arange(number)
+    found, rest = np.divmod((2 * turns + 1) * length, 2 * number)
+    return found - ((rest == 0) & (turns % 2 == 0))
 
 
 def _area(positions: np.ndarray, inside: np.ndarray, size: tuple[int, int]) -> float:

@@ -245,6 +245,7 @@ def test_a_training_in_memory_is_repeatable(tmp_path):
     [
         (pipeline(FLIP), 'begin with a bilinear'),
         (pipeline(dict(CROP, interpolation='bicubic')), 'begin with a bilinear'),
+        (pipeline(dict(CROP, backend='pillow')), "as backend='cv2' .*, not as 'pillow'"),
         (pipeline(CROP, dict(type='RandomGrayscale', prob=0.5)), 'RandomGrayscale'),
         (pipeline(CROP, dict(FLIP, direction='vertical')), 'RandomFlip'),
         (
@@ -253,7 +254,7 @@ def test_a_training_in_memory_is_repeatable(tmp_path):
         ),
         ([dict(type='LoadFromStore'), CROP], 'PackFreeATMInputs'),
     ],
-    ids=['no crop', 'bicubic', 'grey', 'vertical', 'hue', 'not packed'],
+    ids=['no crop', 'bicubic', 'pillow', 'grey', 'vertical', 'hue', 'not packed'],
 )
 def test_what_cannot_be_done_at_once_is_told(steps, message, tmp_path):
     dataset = FreeATMDataset(make_store(tmp_path / 'store'), pipeline=steps, in_memory=True)

@@ -12,7 +12,13 @@ from freeatm_mm import compat  # noqa: E402
 
 compat.skip_multimodal_models()
 
-from mmpretrain.models import ResNet, VisionTransformer  # noqa: E402
+from mmpretrain.models import (  # noqa: E402
+    ResNet,
+    ResNet_CIFAR,
+    ResNeXt,
+    SEResNet,
+    VisionTransformer,
+)
 
 from freeatm_mm.checkpoints import load_weights  # noqa: E402
 from freeatm_mm.downstream.conversion import _HEADS, LAYOUTS, check_heads, convert_checkpoint  # noqa: E402
@@ -108,6 +114,85 @@ def test_resnet(resnet, layout, suffix, tmp_path):
                 images = part(images)
             found = images
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def saved(model, path, **backbone):
+    """A checkpoint whose config says this of its backbone."""
+    cfg = f'model = dict(backbone=dict({", ".join(f"{k}={v!r}" for k, v in backbone.items())}))'
+    state = {f'backbone.{name}': value for name, value in model.state_dict().items()}
+    torch.save({'meta': {'cfg': cfg}, 'state_dict': state}, path)
+    return path
+
+
+ALL_BUT_MM = ['torchvision', 'timm', 'huggingface']
+
+
+@pytest.mark.parametrize(
+    'build, said, layouts, message',
+    [
+        (lambda: SEResNet(50), {}, LAYOUTS, 'with 64 tensors such as layer1.0.se_layer.conv1'),
+        (lambda: ResNeXt(50), {}, ['huggingface'], 'grouped or wider convolutions, as a ResNeXt'),
+        (
+            lambda: ResNet(18, norm_cfg=dict(type='GN', num_groups=2)),
+            {},
+            ALL_BUT_MM,
+            'such as gn1.weight',
+        ),
+        (lambda: ResNet(18, avg_down=True), {}, ALL_BUT_MM, 'such as layer2.0.downsample.2.weight'),
+        (lambda: ResNet(50), {'style': 'caffe'}, ALL_BUT_MM, "style='caffe', as the checkpoint's"),
+        (lambda: ResNet(18), {'strides': (1, 2, 2, 1)}, ALL_BUT_MM, r'strides=\[1, 2, 2, 1\]'),
+        (lambda: ResNet(18), {'dilations': (1, 1, 1, 2)}, ALL_BUT_MM, r'dilations=\[1, 1, 1, 2\]'),
+        (lambda: ResNet(18), {'conv_cfg': {'type': 'ConvWS'}}, ALL_BUT_MM, 'conv_cfg='),
+        (lambda: ResNet_CIFAR(18), {}, ALL_BUT_MM, 'begins with a 3x3 convolution'),
+    ],
+    ids=['se', 'resnext', 'gn', 'avg_down', 'caffe', 'strides', 'dilations', 'conv_ws', 'cifar'],
+)
+def test_a_resnet_that_the_other_library_lacks_is_refused(
+    build, said, layouts, message, tmp_path, capsys
+):
+    checkpoint = saved(build(), tmp_path / 'epoch_1.pth', **said)
+    for layout in {*layouts, 'mmdet'}:
+        out = tmp_path / layout
+        if layout in layouts:
+            with pytest.raises(ValueError, match=f'{layout} has no ResNet .*{message}'):
+                convert_checkpoint(checkpoint, out, layout)
+        else:
+            convert_checkpoint(checkpoint, out, layout)
+        assert out.exists() is (layout not in layouts)
+    told = capsys.readouterr().out
+    assert ("style='caffe': set this of mmdet's backbone" in told) is ('style' in said)
+
+
+def test_a_vit_that_the_other_library_lacks_is_refused(tmp_path):
+    ours = VisionTransformer(arch=VIT, img_size=32, patch_size=8, layer_scale_init_value=0.1)
+    checkpoint = saved(ours, tmp_path / 'epoch_1.pth')
+    for layout in ALL_BUT_MM:
+        with pytest.raises(
+            ValueError, match=f'{layout} has no ViT with 4 tensors such as layers.0'
+        ):
+            convert_checkpoint(checkpoint, tmp_path / layout, layout, heads=4)
+
+
+def test_a_style_that_has_no_effect_is_no_matter(tmp_path):
+    """Blocks of two convolutions have their stride in the first whatever the style."""
+    checkpoint = saved(ResNet(18), tmp_path / 'epoch_1.pth', style='caffe')
+    assert convert_checkpoint(checkpoint, tmp_path / 'out', 'timm') == 120
+
+
+def test_a_resnext_goes_by_the_same_names(tmp_path):
+    from torchvision.models import resnext50_32x4d
+
+    ours = randomise(ResNeXt(50))
+    convert_checkpoint(saved(ours, tmp_path / 'epoch_1.pth'), tmp_path / 'out.pth', 'torchvision')
+    theirs = resnext50_32x4d().eval()
+    missing, unexpected = theirs.load_state_dict(load_weights(tmp_path / 'out.pth'), strict=False)
+    assert not unexpected and set(missing) == {'fc.weight', 'fc.bias'}
+    images, expected = forward(ours, 64)
+    names = ['conv1', 'bn1', 'relu', 'maxpool', 'layer1', 'layer2', 'layer3', 'layer4']
+    found = torch.nn.Sequential(*(getattr(theirs, name) for name in names))(images)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    card = draft_checkpoint(tmp_path / 'epoch_1.pth', 'hf://me/x', tmp_path / 'card', Terms('mit'))
+    assert 'ResNeXt-50' in card[-1].read_text()
 
 
 @pytest.mark.parametrize('layout', ['torchvision', 'timm', 'mmdet', 'mmseg', 'huggingface'])

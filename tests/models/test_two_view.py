@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from helpers.tiny_models import BACKBONE, samples, views
+from helpers.tiny_models import BACKBONE, GRID, samples, views
 from mmengine.logging import MessageHub
 from mmpretrain.registry import MODELS
 
@@ -89,7 +89,7 @@ def pool_before_the_neck(backbone, data):
 
     def pool(module, inputs, outputs):
         nonlocal calls
-        instances = collect_instances(data, inputs[0][:5])
+        instances = collect_instances(data, [inputs[0][:5]] * 2)
         rows = []
         for part in outputs[0].split(5):
             rows.append(pool_instances(part, instances.masks[calls % 2], instances.places))
@@ -126,6 +126,63 @@ def test_densecl_contrasts_instances_and_stays_dense():
     for _ in range(3):
         losses = model.loss(views(5), data)
     assert model.queue_ptr.item() == 32 % 20 and torch.isfinite(total(losses))
+
+
+def test_densecl_pools_each_view_under_its_own_masks():
+    """Queries of the first view, keys of the second by the momentum copies."""
+    data, model, inputs = samples(COUNTS), build('DenseCL'), views(5)
+    instances = collect_instances(data, inputs)
+    embedded = []
+    for view, (backbone, neck) in enumerate(
+        [(model.backbone, model.neck), copy.deepcopy(model.encoder_k).module]
+    ):
+        pooled = pool_instances(backbone(inputs[view])[0], instances.masks[view], instances.places)
+        embedded.append(torch.nn.functional.normalize(neck.mlp(pooled), dim=1))
+    queries, keys = embedded
+    positive = (queries * keys).sum(1, keepdim=True)
+    expected = model.head.loss(positive, queries @ model.queue) * (1 - model.loss_lambda)
+    torch.testing.assert_close(model.loss(inputs, data)['loss_single'], expected)
+    torch.testing.assert_close(model.queue[:, : len(keys)], keys.T)
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_every_view_is_pooled_under_its_own_masks(name, monkeypatch):
+    """The order in which a method's necks take turns: views and masks tell their number."""
+    data, inputs, pairs = samples(COUNTS), views(5), []
+    for sample in data:
+        masks = sample.get('instance_masks')
+        if masks is not None:
+            masks.copy_(torch.tensor([1.0, 2.0])[:, None, None, None])
+
+    def spy(features, masks, places=None):
+        pairs.append((features.mean().item(), masks.max().item()))
+        return pool_instances(features, masks, places)
+
+    for module in ('two_view', 'necks'):
+        monkeypatch.setattr(f'freeatm_mm.models.{module}.pool_instances', spy)
+    model = build(name)
+    number = torch.ones(5, 8, GRID, GRID)
+
+    def show(module, images, outputs):
+        shown = [1.0 + torch.equal(view, inputs[1]) for view in images[0].split(5)]
+        return (torch.cat([number * value for value in shown]),)
+
+    for module in model.modules():
+        if type(module).__name__ == 'ResNet':
+            module.register_forward_hook(show)
+    model.loss(inputs, data)
+    assert len(pairs) == (4 if name == 'BYOL' else 2)
+    assert {view for view, _ in pairs} == {1, 2} and all(view == mask for view, mask in pairs)
+
+
+def test_densecls_queue_takes_batches_without_a_noun_wherever_its_pointer_is():
+    model = build('DenseCL')
+    for step in range(20):
+        counts = [None] * 5 if step % 2 else COUNTS
+        losses = model.loss(views(5, seed=step), samples(counts))
+        assert torch.isfinite(total(losses))
+    assert model.queue_ptr.item() == 10 * (8 + 5) % 20
+    assert model.queue2_ptr.item() == 0
 
 
 @pytest.mark.parametrize('name', METHODS)

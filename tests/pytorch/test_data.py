@@ -69,6 +69,94 @@ def test_masks_follow_crops_and_flips_as_exact_integration_has_them(values):
     assert visible.min() < 0.9  # something was cut away
 
 
+def rows_and_columns(height, width):
+    """(2, height, width) float32 pictures: the numbers of the rows, and of the columns."""
+    return np.mgrid[1 : height + 1, 1 : width + 1].astype(np.float32)
+
+
+SMOOTH = dict(interpolation=v2.InterpolationMode.BILINEAR)
+BOX = v2.Lambda(lambda part: v2.functional.crop(part, 20, 31, 150, 133))
+FLIPS = [v2.RandomHorizontalFlip(p=1), v2.RandomVerticalFlip(p=1)]
+
+
+@pytest.mark.parametrize('first', [True, False])
+@pytest.mark.parametrize(
+    'steps, most',
+    [
+        ([], 0.03),
+        ([v2.Resize((32, 32))], 0.03),
+        ([v2.Resize((100, 60)), *FLIPS], 0.03),
+        ([*FLIPS, v2.Resize((100, 60))], 0.03),
+        ([v2.Resize((500, 400))], 0.03),
+        ([BOX, v2.Resize((64, 64)), *FLIPS], 0.03),
+        ([v2.Resize((160, 150)), FLIPS[0], v2.Resize((56, 56))], 0.03),
+        ([v2.RandomResizedCrop(64, scale=(0.3, 0.6))], 0.03),
+        ([v2.Pad([31, 10, 3, 7]), v2.Resize((96, 96))], 0.03),
+        ([v2.Resize((80, 80)), v2.RandomRotation((90, 90))], 0.03),
+        # From here on each pixel is given the position of the nearest, half a pixel off at most.
+        ([v2.RandomRotation((17, 17), **SMOOTH)], 0.71),
+        ([v2.RandomRotation((17, 17), **SMOOTH), v2.Resize((96, 96))], 0.71),
+        ([v2.Resize((96, 96)), v2.RandomRotation((17, 17), **SMOOTH)], 0.71),
+        ([v2.RandomAffine((20, 20), scale=(1.3, 1.3), shear=(10, 10), **SMOOTH)], 0.71),
+        ([v2.RandomPerspective(0.3, p=1, **SMOOTH)], 0.71),
+    ],
+)
+def test_positions_are_those_that_the_image_shows(steps, most, first):
+    """In pixels of the view, away from what is filled in and what a filter mixes at the border.
+
+    A filter of whole pixels shows what lies up to a few hundredths of one beside its centre.
+    """
+    transform = v2.Compose([*steps, *AS_TENSOR] if first else [*AS_TENSOR, *steps])
+    for axis, picture in enumerate(rows_and_columns(200, 240)):
+        torch.manual_seed(0)
+        view, positions = track_view(transform, Image.fromarray(picture))
+        height, width = view.shape[1:]
+        inner = slice(height // 4, -height // 4), slice(width // 4, -width // 4)
+        off = positions[axis][inner] - view[0].numpy()[inner]
+        pixel = np.hypot(*np.gradient(view[0].numpy()[inner])).mean()
+        assert np.abs(off).max() < most * pixel + 0.001
+        assert np.abs(off.mean()) < 0.015 * pixel
+
+
+@pytest.mark.parametrize('flip', [False, True])
+@pytest.mark.parametrize('box', [(0, 0, 256, 256), (16, 32, 192, 128)])
+@pytest.mark.parametrize('side, cells', [(32, 8), (64, 8), (224, 7), (224, 14), (512, 8), (96, 6)])
+@pytest.mark.parametrize('stored', [256, 64])
+def test_masks_lie_where_exact_integration_has_them(stored, side, cells, box, flip):
+    """Of masks that rise with the row and with the column, a shift shows in the mean."""
+    masks = np.rint((rows_and_columns(stored, stored) - 0.5) / stored * 255).astype(np.uint8)
+    steps = [v2.Lambda(lambda part: v2.functional.crop(part, *box)), v2.Resize((side, side))]
+    _, positions = track_view(
+        v2.Compose([*steps, *FLIPS[: 2 * flip], *AS_TENSOR]), Image.new('L', (256, 256))
+    )
+    window = crop_window(WHOLE, box, (256, 256))
+    for direction in ('horizontal', 'vertical')[: 2 * flip]:
+        window = flip_window(window, direction)
+    found, _ = masks_in_view(masks, positions, (256, 256), (cells, cells))
+    exact = masks_on_views(masks, [window], (cells, cells), min_visible=1e-9).values[0]
+    cell = np.array(box[2:])[:, None, None] / 256 / cells
+    off = (found - exact) / cell
+    assert np.abs(off.mean((1, 2))).max() < 0.001
+    assert np.abs(off).max() < 0.02 if stored == 64 else np.abs(off).max() < 0.005
+
+
+def test_other_pictures_are_resized_as_they_were():
+    """Positions alone are resized otherwise, while a transform runs."""
+
+    def resize(image, mask):
+        noise = torch.rand(1, 3, 20, 30, generator=torch.Generator().manual_seed(0))
+        resized = torch.nn.functional.interpolate(noise, (7, 7))
+        seen.append(resized)
+        return v2.Compose([v2.Resize((7, 7)), *AS_TENSOR])(image, mask)
+
+    seen = []
+    track_view(resize, Image.new('RGB', (30, 20)))
+    resize(Image.new('RGB', (30, 20)), Mask(torch.zeros(3, 20, 30)))
+    assert torch.equal(*seen)
+    nearest = v2.functional.resize(Mask(torch.arange(36.0).reshape(1, 6, 6)), [3, 3])
+    assert nearest.flatten().tolist() == [0, 2, 4, 12, 14, 16, 24, 26, 28]
+
+
 def test_what_lies_outside_has_no_mask_and_turns_are_followed():
     masks = np.zeros((1, 16, 16), np.uint8)
     masks[0, :8, :8] = 255  # upper left
