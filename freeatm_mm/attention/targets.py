@@ -310,7 +310,7 @@ def _given_columns(
                 or not all(
                     isinstance(place, Integral)
                     and not isinstance(place, bool)
-                    and 0 <= place < MAX_TEXT_KEYS
+                    and 0 <= int(place) < MAX_TEXT_KEYS
                     for place in places
                 )
             ):
