@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,6 @@ _NO_FIGURE = {
     *('run.batch_size_eval', 'run.batch_size_train'),
 }
 _DATA = re.compile(r'datasets\.[^.]+\.build_info\.(?P<entry>[^.]+)')
-_FOLDERS = re.compile(r'[^\s,\[\]\'"]*/')
 
 
 def masks(text: str) -> bool | str:
@@ -105,11 +105,25 @@ def _told(config: str, options: Mapping[str, str]) -> Iterator[str]:
 
             from freeatm_mm.lavis_ext.launch import read_yaml
 
-            value = _FOLDERS.sub('', value)
-            if value != _FOLDERS.sub('', str(OmegaConf.select(read_yaml(config), key))):
-                yield f'{key}={value}'
+            yaml = OmegaConf.create(
+                {'given': None, 'usual': OmegaConf.select(read_yaml(config), key)}
+            )
+            yaml.merge_with_dotlist([f'given={value}'])
+            files = OmegaConf.to_container(yaml)
+            given, usual = map(_file_names, (files['given'], files['usual']))
+            if given != usual:
+                yield f'{key}={given}'
         elif not data and key not in _NO_FIGURE:
             yield f'{key}={value}'
+
+
+def _file_names(files: Any) -> str:
+    """The names of files, one or several, whatever folders they are in."""
+    if isinstance(files, dict):
+        return f'{{{", ".join(f"{name}: {_file_names(part)}" for name, part in files.items())}}}'
+    if isinstance(files, list):
+        return f'[{", ".join(map(_file_names, files))}]'
+    return 'null' if files is None else os.path.basename(str(files))
 
 
 class BlipRow:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
+import re
 from pathlib import Path
 
 from freeatm_mm.addresses import file_here, is_address
 from freeatm_mm.errors import InputError
 
-__all__ = ['path_here', 'path_to_read']
+__all__ = ['path_here', 'path_option', 'path_to_read']
 
 
 def path_here(text: str) -> Path:
@@ -37,3 +39,16 @@ def path_to_read(text: str) -> Path:
         return file_here(text)
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def path_option(key: str, path: str | Path) -> str:
+    """Return `KEY=VALUE` of ``--options`` for a path, whose value is read as yaml.
+
+    Args:
+        key: Of the yaml.
+        path: The path; quoted if yaml would read anything else.
+    """
+    text = str(path)
+    if not re.fullmatch(r'[\w./-]*/[\w./-]*', text):
+        text = json.dumps(text.replace('${', r'\${'), ensure_ascii=False)  # no reference
+    return f'{key}={text}'

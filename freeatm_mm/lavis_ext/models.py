@@ -118,6 +118,8 @@ _BERT_VALUES: dict[str, Check] = {
     'num_hidden_layers': count(1, _DEEPEST),
     'type_vocab_size': count(1, 1 << 16),
     'layer_norm_eps': number(0, above=True),
+    **dict.fromkeys(('pad_token_id', 'chunk_size_feed_forward'), count(0)),
+    'initializer_range': number(0),
     'hidden_act': lambda name: None if name in ACT2FN else f'one of {", ".join(ACT2FN)}',
     **dict.fromkeys(('hidden_dropout_prob', 'attention_probs_dropout_prob'), number(0, 1)),
 }

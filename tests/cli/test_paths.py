@@ -8,11 +8,21 @@ import pytest
 from helpers.servers import serve_files
 
 from freeatm_mm.cli import diversity, import_masks, make_prompts, view
-from freeatm_mm.cli._paths import path_here
+from freeatm_mm.cli._paths import path_here, path_option
 
 
 def test_a_path_is_taken_as_it_is():
     assert path_here('folder/file') == Path('folder/file')
+
+
+@pytest.mark.parametrize(
+    'path', ['a/b.json', '../x', 'my runs/blip #2', '2024', '~', 'a, b', '[1]', "it's ${x}: \\n"]
+)
+def test_a_path_of_an_option_is_read_back_as_it_is(path):
+    omegaconf = pytest.importorskip('omegaconf')
+    option = path_option('run.output_dir', Path(path))
+    assert omegaconf.OmegaConf.from_dotlist([option]).run.output_dir == path
+    assert path_option('run.output_dir', 'a/b.json') == 'run.output_dir=a/b.json'
 
 
 def test_a_file_to_read_may_be_at_an_address(tmp_path, monkeypatch, capsys):

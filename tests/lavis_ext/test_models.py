@@ -377,6 +377,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(model, tokenizer, tmp_path):
         ),
         (['model.vit_grad_ckpt=True'], PRETRAIN, 'saves no memory with vit_ckpt_layer 0'),
         (['model.vit_ckpt_layer=1'], PRETRAIN, 'has no effect without model.vit_grad_ckpt=True'),
+        (["model.bert.initializer_range='0.02'"], PRETRAIN, 'initializer_range must be a number'),
         (["model.momentum='0.9'"], PRETRAIN, "model.momentum must be a number .*, got '0.9'"),
         (
             ['model.pretrained=x.pth', 'model.load_finetuned=True', 'model.finetuned=y.pth'],

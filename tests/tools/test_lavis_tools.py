@@ -243,7 +243,7 @@ def test_a_row_says_with_which_options_it_was_measured(tmp_path):
 
     # Where files lie, which checkpoint it is and how it is loaded changes no figure.
     alike = ['model.pretrained=x.pth', 'run.num_workers=0', f'{data}.images=elsewhere']
-    alike += [f'{data}.annotations.test=elsewhere/words.json', 'run.output_dir=x']
+    alike += [f'{data}.annotations.test="else, where/words.json"', 'run.output_dir=x']
     assert keep(0, 'zeroshot', *alike) is None
     assert keep(1, 'zeroshot', 'run.k_test=4', 'model.max_txt_len=9', 'run.k_test=2', *alike) == {
         name: ['model.max_txt_len=9', 'run.k_test=2'] for name in ('zeroshot_TR@1', 'zeroshot_IR@1')
@@ -251,7 +251,7 @@ def test_a_row_says_with_which_options_it_was_measured(tmp_path):
     with pytest.raises(ValueError, match='differ in the options of zeroshot_TR@1, none and model'):
         gather_rows([read_results(out)], 3)
     # Figures of several commands stand in one row, each with its own options.
-    told = keep(1, 'finetuned', f'{data}.annotations.test=there/flickr.json')
+    told = keep(1, 'finetuned', f'{data}.annotations.test="my data #2/flickr.json"')
     assert told['finetuned_TR@1'] == [f'{data}.annotations.test=flickr.json']
     assert told['zeroshot_IR@1'] == ['model.max_txt_len=9', 'run.k_test=2']
     assert keep(1, 'finetuned', more=[['--limit=3']])['finetuned_TR@1'] == ['--limit=3']

@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from freeatm_mm.cli._numbers import whole
+from freeatm_mm.cli._paths import path_option
 from freeatm_mm.errors import tool
 from freeatm_mm.results import (
     add_row,
@@ -55,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         import torch
 
         torch.set_num_threads(1)
-    options = [f'datasets.freeatm_pretrain.build_info.store={args.store}', *args.options]
+    store = path_option('datasets.freeatm_pretrain.build_info.store', args.store)
+    options = [store, *args.options]
     results = new_results(args.out.stem, shlex.join(['python', *sys.argv]))
     results['description'] = (
         f"BLIP with position prompts against LAVIS's own, at the sizes of {args.config} and "

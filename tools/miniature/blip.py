@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from freeatm_mm.cli._effects import named_options, refuse_idle
 from freeatm_mm.cli._numbers import whole
+from freeatm_mm.cli._paths import path_option
 from freeatm_mm.errors import InputError, tool
 from freeatm_mm.files import file_sha256
 from freeatm_mm.miniature.export import export_positions
@@ -305,7 +306,10 @@ def train_start(job: Job, args: argparse.Namespace) -> list[str]:
         args.world / 'prompts.jsonl',
         work / 'bert',
     )
-    return [f'model.image_weights={work}/vit.safetensors', f'model.text_weights={work}/bert']
+    return [
+        path_option('model.image_weights', work / 'vit.safetensors'),
+        path_option('model.text_weights', work / 'bert'),
+    ]
 
 
 def run_arm(
@@ -322,14 +326,14 @@ def run_arm(
     name, work = f'{arm}-{seed}', runs / f'{arm}-{seed}'
     options = [
         *start,
-        f'{DATA}.build_info.store={args.store}',
+        path_option(f'{DATA}.build_info.store', args.store),
         f'run.max_epoch={args.epochs}',
         'run.keep_checkpoints=1',
     ]
-    options += [
-        option.replace('DETECTIONS', str(detections)).replace('EXACT', str(args.exact))
-        for option in ARMS[arm][1]
-    ]
+    files = {'DETECTIONS': detections, 'EXACT': args.exact}
+    for option in ARMS[arm][1]:
+        key, _, value = option.partition('=')
+        options.append(path_option(key, files[value]) if value in files else option)
     job.run(
         f'Pretrain {name}',
         'tools/lavis_train.py',
@@ -369,17 +373,18 @@ def run_arm(
             what,
             *row,
             '--options',
-            f'{READ}.annotations.test={positions}/test/{wording}.json',
-            f'{READ}.images={positions}',
-            f'run.output_dir={work}/{what}',
+            path_option(f'{READ}.annotations.test', positions / 'test' / f'{wording}.json'),
+            path_option(f'{READ}.images', positions),
+            path_option('run.output_dir', work / what),
             *model,
             *args.options,
             label=name,
         )
 
-    evaluate('zeroshot', 'words', f'model.pretrained={checkpoint}')
+    pretrained = path_option('model.pretrained', checkpoint)
+    evaluate('zeroshot', 'words', pretrained)
     # The same scenes, positions told as the prompts tell them: what the prompts have taught.
-    evaluate('zeroshot_blocks', 'blocks', f'model.pretrained={checkpoint}')
+    evaluate('zeroshot_blocks', 'blocks', pretrained)
     if args.point:
         job.run(
             f'Point {name}',
@@ -388,7 +393,7 @@ def run_arm(
             args.point,
             *row,
             '--options',
-            f'model.pretrained={checkpoint}',
+            pretrained,
             *args.options,
             label=name,
         )
@@ -404,12 +409,12 @@ def run_arm(
         seed,
         '--resume',
         '--options',
-        f'{READ}.annotations.train={positions}/train/words.json',
-        f'{READ}.annotations.val={positions}/val/words.json',
+        path_option(f'{READ}.annotations.train', positions / 'train/words.json'),
+        path_option(f'{READ}.annotations.val', positions / 'val/words.json'),
         f'{READ}.annotations.test=null',
-        f'{READ}.images={positions}',
+        path_option(f'{READ}.images', positions),
         'run.test_splits=[]',
-        f'model.pretrained={checkpoint}',
+        pretrained,
         f'run.max_epoch={args.finetune_epochs}',
         *args.options,
         label=name,
@@ -418,7 +423,7 @@ def run_arm(
         'finetuned',
         'words',
         'model.load_finetuned=True',
-        f'model.finetuned={work}/finetune/checkpoint_best.pth',
+        path_option('model.finetuned', work / 'finetune/checkpoint_best.pth'),
     )
 
 
