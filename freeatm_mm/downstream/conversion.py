@@ -180,12 +180,12 @@ def _convert_resnet(
             )
     if layout != 'huggingface':
         return dict(backbone)  # the same names, a ResNeXt's too
-    for level, width in enumerate(shape['hidden_sizes'], 1):
-        inner, taken = backbone[f'layer{level}.0.conv2.weight'].shape[:2]
+    for number, width in enumerate(shape['hidden_sizes'], 1):
+        inner, taken = backbone[f'layer{number}.0.conv2.weight'].shape[:2]
         if inner != taken or shape['layer_type'] == 'bottleneck' and inner * 4 != width:
             raise ValueError(
                 'huggingface has no ResNet with grouped or wider convolutions, as a ResNeXt has '
-                f'(layer{level}.0.conv2): convert it to torchvision or timm'
+                f'(layer{number}.0.conv2): convert it to torchvision or timm'
             )
     state = {}
     for name, value in backbone.items():
