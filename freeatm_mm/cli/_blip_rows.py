@@ -109,7 +109,7 @@ def _told(config: str, options: Mapping[str, str]) -> Iterator[str]:
                 {'given': None, 'usual': OmegaConf.select(read_yaml(config), key)}
             )
             yaml.merge_with_dotlist([f'given={value}'])
-            files = OmegaConf.to_container(yaml)
+            files: Any = OmegaConf.to_container(yaml)
             given, usual = map(_file_names, (files['given'], files['usual']))
             if given != usual:
                 yield f'{key}={given}'
