@@ -288,7 +288,7 @@ class FreeATMDataset(BaseDataset):
                 f'{", ".join(self.data_roots)}: indices={self._indices!r} takes none'
             )
         stores = [source for source in self.sources if isinstance(source, Store)]
-        if self.masks and stores and not any(store.manifest.get('nouns', 1) for store in stores):
+        if self.masks and stores and not any(store.has_nouns for store in stores):
             print_log(
                 f'{", ".join(str(store.path) for store in stores)}: no sample has a noun, so '
                 'every image is treated whole, as in the baseline',
@@ -308,10 +308,7 @@ class FreeATMDataset(BaseDataset):
         return (
             self.masks
             and all(getattr(step, 'with_masks', True) for step in self.pipeline.transforms)
-            and any(
-                isinstance(source, Store) and bool(source.manifest.get('nouns', 1))
-                for source in self.sources
-            )
+            and any(isinstance(source, Store) and source.has_nouns for source in self.sources)
         )
 
     def get_subset(self, indices: int | Sequence[int]) -> FreeATMDataset:

@@ -89,7 +89,7 @@ class StorePairs:
         self.threshold = threshold
         self.detections: dict[str, Any] | None = None
         self.detected_in = detections
-        self.gives_objects = bool(self.store.manifest.get('nouns', 1))
+        self.gives_objects = self.store.has_nouns
         if detections is not None:
             self.detections = read_detections(detections)
             check_detected(

@@ -148,7 +148,7 @@ class StoreDataset(Dataset):
         if not 0 < min_visible <= 1:
             raise InputError(f'min_visible {min_visible} is not above 0 and at most 1')
         self.mask_values, self.min_visible, self.masks = mask_values, min_visible, masks
-        self._gives_nouns = masks and bool(self.store.manifest.get('nouns', 1))
+        self._gives_nouns = masks and self.store.has_nouns
 
     def __len__(self) -> int:
         return len(self.store)

@@ -98,6 +98,11 @@ class Store(Sequence):
         """What made the samples, as given to the writer."""
         return self.manifest['config']
 
+    @property
+    def has_nouns(self) -> bool:
+        """Whether any sample has a noun; true also where the manifest doesn't count them."""
+        return bool(self.manifest.get('nouns', 1))
+
     def __len__(self) -> int:
         return int(self._starts[-1])
 

@@ -25,7 +25,7 @@ from freeatm_mm.results import crossed_difference
 from freeatm_mm.results.rules import THREE_LOOKS, TWO_LOOKS
 
 #: Seeds and bounds of the looks, by all the seeds that a rule has.
-LOOKS = {6: zip((3, 6), TWO_LOOKS), 12: zip((4, 8, 12), THREE_LOOKS)}
+LOOKS = {6: tuple(zip((3, 6), TWO_LOOKS)), 12: tuple(zip((4, 8, 12), THREE_LOOKS))}
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
