@@ -301,6 +301,28 @@ CLAIMS: dict[str, Claim] = {
     ),
     'plus-mocov2': _plus('mocov2', 'plus', 'four options together', _SIX),
     'plus-simclr': _plus('simclr', 'plus', 'four options together', _TWELVE),
+    'plus-simclr-28000': Claim(
+        'SimCLR still gains by four options together after three times as many steps on 28,000 '
+        'images',
+        'simclr',
+        tuple(
+            Comparison(Arm('plus', epochs=_SCALES[28_000]), Arm(reference, epochs=_SCALES[28_000]))
+            for reference in (False, True)
+        ),
+        Objects('linear_garment'),
+        _SIX,
+        _objects(*_GARMENTS[1:]),
+        (
+            Comparison(
+                Arm('plus', epochs=_SCALES[28_000]),
+                Arm('same_noun_label', epochs=_SCALES[28_000]),
+            ),
+            Comparison(
+                Arm('same_noun_label', epochs=_SCALES[28_000]),
+                Arm(False, epochs=_SCALES[28_000]),
+            ),
+        ),
+    ),
     'plus-mae': _plus(
         'mae',
         'inside_first',
