@@ -6,6 +6,7 @@ Whatever comes in goes through `read_state`, which runs nothing of a file; see
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -36,6 +37,7 @@ __all__ = [
     'download',
     'find_backbone',
     'fit',
+    'fit_positions',
     'last_checkpoint',
     'load_weights',
     'local_path',
@@ -197,6 +199,10 @@ def check_starts(cfg: Mapping) -> None:
 def download(address: str, folder: str | Path | None = None) -> Path:
     """Fetch a checkpoint by ``http`` or ``https``, once; later calls find it where it was put.
 
+    A name that ends in digits of the file's hash, as torchvision's do, is kept; any other gets some
+    of the address, as files of one name lie at many addresses. What is put at an address later is
+    not seen.
+
     Args:
         address: Its address.
         folder: Where to put it; by default torch's own folder of checkpoints.
@@ -210,6 +216,10 @@ def download(address: str, folder: str | Path | None = None) -> Path:
     name = Path(unquote(urlsplit(address).path)).name
     if not name:
         raise InputError(f'{address} is the address of no file')
+    if not re.search(r'-[0-9a-f]{8,}\.[^.]+$', name):
+        path = Path(name)
+        digits = hashlib.sha256(address.encode()).hexdigest()[:8]
+        name = f'{path.stem}-{digits}{path.suffix}'
     target = Path(folder or Path(torch.hub.get_dir(), 'checkpoints')).expanduser() / name
     if target.exists():
         return check_regular(target)
@@ -338,6 +348,10 @@ def read_anywhere(checkpoint: str) -> Any:
         ) from None
 
 
+#: What images enter by; a network that has to learn it anew isn't the one that was pretrained.
+_FIRST_LAYERS = ('stem.', 'conv1.', 'patch_embed.')
+
+
 @dataclass(frozen=True)
 class Match:
     """How weights fit a module, by name and shape.
@@ -376,6 +390,23 @@ class Match:
     def used(self) -> float:
         """Share of the weights that are taken."""
         return self.matched / max(self.matched + len(self.unused), 1)
+
+    def is_same_network(self, parts: Iterable[str] = ('',), minimum: float = 0.95) -> bool:
+        """Whether the weights are of the module's architecture.
+
+        Args:
+            parts: The paths that were given to `fit`.
+            minimum: Share of the module's tensors that must find their weights, and of the weights
+                that must be taken, the first layer's among them and none of another shape.
+        """
+        first = tuple(
+            f'{path}.{layer}' if path else layer for path in parts for layer in _FIRST_LAYERS
+        )
+        return (
+            not self.misshapen
+            and not any(name.startswith(first) for name in self.missing)
+            and min(self.filled, self.used) >= minimum
+        )
 
     def load(self, module: nn.Module) -> None:
         """Copy what fits into the module that it was matched with."""
@@ -447,7 +478,9 @@ def check_complete(model: nn.Module, checkpoint: str | Path) -> None:
     """Make sure that a checkpoint fills a whole model, which mmengine's loading does not.
 
     That one warns and goes on, so that a pretraining's checkpoint, or another config's, would be
-    evaluated with random heads. Position embeddings may be of another size: models resize them.
+    evaluated with random heads. Position embeddings may be of another size if the model resizes
+    them as it loads. Weights may hold parts that the model lacks, such as an auxiliary head, but
+    of the parts that it has next to nothing may be left over: a deeper network's would be cut off.
 
     Args:
         model: The model.
@@ -455,8 +488,8 @@ def check_complete(model: nn.Module, checkpoint: str | Path) -> None:
 
     Raises:
         MissingFileError: If there is no such file.
-        InputError: If it can't be read, or tensors are missing, of another shape, NaN or infinite;
-            names the first ones.
+        InputError: If it can't be read, or tensors are missing, of another shape, left over, NaN or
+            infinite; names the first ones.
     """
     weights = load_weights(checkpoint)
     check_finite(weights, checkpoint)
@@ -472,18 +505,32 @@ def check_fills(model: nn.Module, weights: Mapping[str, Tensor], source: str | P
         source: Where they come from, for messages.
 
     Raises:
-        InputError: If tensors are missing or of another shape; names the first ones.
+        InputError: If tensors are missing or of another shape, or more than 5 % of those of the
+            model's parts are left over; names the first ones.
     """
     match = fit(model, weights)
     # mmpretrain's own MoCo keeps no nouns beside its queue: none are known, as at a start.
     lacking = [
         *(name for name in match.missing if not name.endswith('queue_nouns')),
-        *(name for name in match.misshapen if not name.endswith('pos_embed')),
+        *(name for name in match.misshapen if not _resizes(model, name)),
     ]
     if lacking:
         raise InputError(
             f'{source} is not of this config: it lacks, or has in another shape, {listed(lacking)}'
         )
+    parts = {name for name, _ in model.named_children()}
+    over = [name for name in match.unused if name.split('.')[0] in parts]
+    if len(over) > 0.05 * (match.matched + len(over)):
+        raise InputError(
+            f'{source} is not of this config, but of a larger model: of its weights nothing takes '
+            f'{listed(over)}'
+        )
+
+
+def _resizes(model: nn.Module, name: str) -> bool:
+    """Whether a tensor is a position embedding that its module resizes as it loads."""
+    path, _, last = name.rpartition('.')
+    return last == 'pos_embed' and bool(model.get_submodule(path)._load_state_dict_pre_hooks)
 
 
 def last_checkpoint(work_dir: str | Path) -> Path | None:
@@ -542,3 +589,26 @@ def resize_positions(positions: Tensor, grid: tuple[int, int], class_token: bool
         tuple(grid),
         num_extra_tokens=int(class_token),
     )
+
+
+def fit_positions(module: nn.Module, name: str, value: Tensor, target: Tensor) -> Tensor:
+    """A ViT's position embedding in the form that a module of mmpretrain's or mmseg's keeps it.
+
+    For `fit`, as its ``resize``; what is no position embedding stays as it is.
+
+    Args:
+        module: The backbone.
+        name: Of the tensor inside it.
+        value: The checkpoint's.
+        target: The module's own.
+
+    Raises:
+        ValueError: As `resize_positions`.
+    """
+    if name != 'pos_embed' or value.shape[-1] != target.shape[-1]:
+        return value
+    if target.dim() == 4:  # mmpretrain's ViTSAM: (1, rows, columns, C), no class token
+        rows, columns = target.shape[1:3]
+        return resize_positions(value, (rows, columns), False).reshape(target.shape)
+    grid: Any = module.patch_shape if hasattr(module, 'patch_shape') else module.patch_resolution
+    return resize_positions(value, grid, target.shape[1] == grid[0] * grid[1] + 1)

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import nn
 
-from freeatm_mm.checkpoints import Match, find_backbone, fit, resize_positions
+from freeatm_mm.checkpoints import Match, find_backbone, fit, fit_positions
 from freeatm_mm.configs import check_init
 from freeatm_mm.errors import InputError, MissingFileError
 
@@ -21,8 +20,6 @@ __all__ = ['InitialWeightsHook', 'load_backbone']
 
 
 _OPTIONAL = ('cls_token', 'ln1.')
-#: What images enter by; a network that has to learn it anew isn't the one that was pretrained.
-_FIRST_LAYERS = ('stem.', 'conv1.', 'patch_embed.')
 
 
 def load_backbone(
@@ -48,22 +45,11 @@ def load_backbone(
     Returns:
         What was loaded and what was not.
     """
-    match = fit(model, find_backbone(checkpoint), modules, new, _fit_positions)
+    match = fit(model, find_backbone(checkpoint), modules, new, fit_positions)
     match.load(model)
     return replace(
         match, unused=tuple(name for name in match.unused if not name.startswith(_OPTIONAL))
     )
-
-
-def _fit_positions(module: nn.Module, name: str, value: Tensor, target: Tensor) -> Tensor:
-    """A ViT's position embedding in the form that a module of mmpretrain's or mmseg's keeps it."""
-    if name != 'pos_embed' or value.shape[-1] != target.shape[-1]:
-        return value
-    if target.dim() == 4:  # mmpretrain's ViTSAM: (1, rows, columns, C), no class token
-        rows, columns = target.shape[1:3]
-        return resize_positions(value, (rows, columns), False).reshape(target.shape)
-    grid: Any = module.patch_shape if hasattr(module, 'patch_shape') else module.patch_resolution
-    return resize_positions(value, grid, target.shape[1] == grid[0] * grid[1] + 1)
 
 
 @HOOKS.register_module()
@@ -120,12 +106,7 @@ class InitialWeightsHook(Hook):
                 )
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         match = load_backbone(model, init, self.modules, self.new)
-        first = tuple(f'{path}.{layer}' for path in self.modules for layer in _FIRST_LAYERS)
-        if (
-            match.misshapen
-            or any(name.startswith(first) for name in match.missing)
-            or min(match.filled, match.used) < self.minimum
-        ):
+        if not match.is_same_network(self.modules, self.minimum):
             raise InputError(
                 f'{init} does not fit {" and ".join(self.modules)} of this config: '
                 f'{match.describe()}. At least {self.minimum:.0%} must fit both ways, the first '

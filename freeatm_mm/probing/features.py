@@ -39,7 +39,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from freeatm_mm.checkpoints import check_finite, fit, load_weights
+from freeatm_mm.checkpoints import check_finite, fit, fit_positions, load_weights
 from freeatm_mm.errors import InputError, moving_to
 from freeatm_mm.probing.metrics import (
     accuracy,
@@ -286,7 +286,8 @@ def load_model(
 
     Args:
         config: Path of an mmengine config whose ``model`` has a ``backbone``, or the Config.
-        checkpoint: The weights; None leaves the backbone at its random initialisation.
+        checkpoint: The weights, whose position embedding is resized if it is of another grid; None
+            leaves the backbone at its random initialisation.
         seed: Of that initialisation.
         prefix: What the backbone's tensors are called by in the checkpoint; names without it are
             tried if none has it.
@@ -299,9 +300,9 @@ def load_model(
 
     Raises:
         FileNotFoundError: If the config or the checkpoint is missing.
-        ValueError: If less than 95 % of the backbone's tensors are in the checkpoint with their
-            shape, naming those that are missing, or they are NaN or infinite, or the config has no
-            backbone, or there is no such device, or nothing here reads an override.
+        ValueError: If the checkpoint is of another network (`Match.is_same_network`), naming what
+            doesn't fit, or its weights are NaN or infinite, or the config has no backbone, or there
+            is no such device, or nothing here reads an override.
     """
     from mmengine.config import Config
     from mmengine.registry import DefaultScope
@@ -347,15 +348,13 @@ def load_model(
         inside = {
             name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)
         } or weights
-        match = fit(backbone, inside)
+        match = fit(backbone, inside, resize=fit_positions)
         matched = len(match.fitting)
-        if matched < 0.95 * len(own):
-            lacking = [name for name in own if name not in match.fitting]
-            shown = ', '.join(lacking[:5]) + (', ...' if len(lacking) > 5 else '')
+        if not match.is_same_network():
             raise ValueError(
-                f'{checkpoint} fits {matched} of the {len(own)} tensors of '
-                f'{type(backbone).__name__} (prefix {prefix!r}), less than 95 %. Missing or of '
-                f'another shape: {shown} ({len(lacking)}). Is it the checkpoint of this config?'
+                f'{checkpoint} (prefix {prefix!r}) does not fit the {type(backbone).__name__} of '
+                f'this config: {match.describe()}. At least 95 % must fit both ways, the first '
+                'layer among them, and every shape: is it the checkpoint of this config?'
             )
         match.load(backbone)
     backbone.requires_grad_(False).eval()

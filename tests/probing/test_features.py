@@ -179,12 +179,41 @@ def test_a_checkpoint_of_another_model_is_refused_by_name(tmp_path, resnet):
         if not name.startswith('layer2')
     }
     torch.save({'state_dict': state}, tmp_path / 'half.pth')
-    with pytest.raises(ValueError, match=r'less than 95 %.*layer2\.0\.conv1\.weight'):
+    with pytest.raises(ValueError, match=r'not in the checkpoint: layer2\.0\.conv1\.weight.*95 %'):
         load_model(config_of(RESNET), tmp_path / 'half.pth')
+    # All but one of ResNet-18's tensors, then all of them and as many more.
+    state = {f'backbone.{name}': each for name, each in resnet.backbone.state_dict().items()}
+    first = state.pop('backbone.conv1.weight')
+    torch.save({'state_dict': state}, tmp_path / 'no-stem.pth')
+    with pytest.raises(ValueError, match=r'not in the checkpoint: conv1\.weight'):
+        load_model(config_of(RESNET), tmp_path / 'no-stem.pth')
+    state['backbone.conv1.weight'] = first
+    state |= {f'backbone.layer3.7.{name}': each for name, each in state.items()}
+    torch.save({'state_dict': state}, tmp_path / 'deeper.pth')
+    with pytest.raises(ValueError, match=r"the checkpoint's, unused: layer3\.7"):
+        load_model(config_of(RESNET), tmp_path / 'deeper.pth')
     with pytest.raises(FileNotFoundError, match='none.pth'):
         load_model(config_of(RESNET), tmp_path / 'none.pth')
     with pytest.raises(FileNotFoundError, match='nowhere.py'):
         load_model(tmp_path / 'nowhere.py')
+
+
+def test_position_embeddings_of_another_grid_are_resized(tmp_path):
+    small = load_model(config_of(VIT))
+    torch.save(small.backbone.state_dict(), tmp_path / 'vit.pth')
+    size = {'model.backbone.img_size': 2 * VIT['img_size']}
+    large = load_model(config_of(VIT), tmp_path / 'vit.pth', cfg_options=size)
+    untrained = load_model(config_of(VIT), cfg_options=size)
+    assert large.backbone.pos_embed.shape[1] > small.backbone.pos_embed.shape[1]
+    assert not torch.equal(large.backbone.pos_embed, untrained.backbone.pos_embed)
+    wanted = torch.nn.functional.interpolate(
+        small.backbone.pos_embed[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2),
+        scale_factor=2,
+        mode='bicubic',
+    )
+    torch.testing.assert_close(
+        large.backbone.pos_embed[:, 1:], wanted.flatten(2).transpose(1, 2), atol=1e-6, rtol=0
+    )
 
 
 def test_overrides_that_nothing_reads_are_refused():
