@@ -26,6 +26,7 @@ __all__ = [
     'check_heads',
     'convert_backbone',
     'convert_checkpoint',
+    'resnet_settings',
     'resnet_shape',
     'vit_shape',
 ]
@@ -55,6 +56,8 @@ _RESNET_SETTINGS = {
     'dilations': [1, 1, 1, 1],
     'conv_cfg': None,
 }
+#: The same of a ViT, by Hugging Face's names.
+_VIT_OPTIONS = {'layer_norm_eps': 1e-6, 'hidden_act': 'gelu'}
 _VIT_NAMES = {
     'timm': [
         (r'^patch_embed\.projection\.', 'patch_embed.proj.'),
@@ -114,7 +117,7 @@ def convert_backbone(
         raise ValueError(f'layout {layout!r} is unknown: use one of {", ".join(LAYOUTS)}')
     if 'patch_embed.projection.weight' in backbone:
         vit_shape(backbone)
-        return _convert_vit(backbone, layout)
+        return _convert_vit(backbone, layout, settings or {})
     if 'conv1.weight' in backbone and 'layer1.0.conv1.weight' in backbone:
         return _convert_resnet(backbone, layout, settings or {})
     raise ValueError(
@@ -133,12 +136,24 @@ def _refuse_others(backbone: Mapping[str, Tensor], parts: str, layout: str, kind
         )
 
 
-def _convert_vit(backbone: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+def _convert_vit(
+    backbone: Mapping[str, Tensor], layout: str, settings: Mapping[str, Any]
+) -> dict[str, Tensor]:
     if layout == 'mmdet':
         return dict(backbone)
     if layout == 'mmseg':  # its backbones have no norm at the end
         return {name: value for name, value in backbone.items() if not name.startswith('ln1.')}
     _refuse_others(backbone, _VIT_PARTS, layout, 'ViT')
+    if 'ln1.weight' not in backbone:
+        raise ValueError(f'{layout} has no ViT without a norm at its end (final_norm=False)')
+    if layout == 'torchvision' and 'layers.0.attn.qkv.bias' not in backbone:
+        raise ValueError('torchvision has no ViT whose queries, keys and values have no bias')
+    options = _vit_options(settings, layout)
+    if layout != 'huggingface' and options != _VIT_OPTIONS:
+        raise ValueError(
+            f"{layout} has no ViT with {_said(options, _VIT_OPTIONS)}, as the checkpoint's config "
+            f'says: only one with {_said(_VIT_OPTIONS, options)} can be converted'
+        )
     state = {}
     for name, value in backbone.items():
         for pattern, wanted in _VIT_NAMES[layout]:
@@ -149,6 +164,37 @@ def _convert_vit(backbone: Mapping[str, Tensor], layout: str) -> dict[str, Tenso
         else:
             state[name] = value
     return state
+
+
+def _said(some: Mapping[str, Any], others: Mapping[str, Any]) -> str:
+    return ' and '.join(f'{key}={some[key]!r}' for key in some if some[key] != others[key])
+
+
+def _vit_options(settings: Mapping[str, Any], layout: str) -> dict[str, Any]:
+    """What no tensor tells of a ViT, by Hugging Face's names of it.
+
+    Raises:
+        ValueError: If its layers differ in that, or have what no other library has.
+    """
+    layers = settings.get('layer_cfgs') or [{}]
+    layers = [layers] if isinstance(layers, Mapping) else layers
+    norm = settings.get('norm_cfg', {'type': 'LN', 'eps': 1e-6})
+    norms = [norm, *(each.get('norm_cfg', norm) for each in layers)]
+    acts = [each.get('act_cfg', {'type': 'GELU'}) for each in layers]
+    found = {
+        'layer_norm_eps': {each.get('eps', 1e-5) for each in norms},  # torch's, if none is said
+        'hidden_act': {str(each.get('type')).lower() for each in acts},
+    }
+    if (
+        any(len(values) > 1 for values in found.values())
+        or any(each.get('type') != 'LN' for each in norms)
+        or not found['hidden_act'] <= {'gelu', 'relu', 'silu'}
+    ):
+        raise ValueError(
+            f"{layout} has no ViT with these norms or activations, as the checkpoint's config "
+            f'says: norm_cfg={norm!r}, layer_cfgs={settings.get("layer_cfgs")!r}'
+        )
+    return {name: values.pop() for name, values in found.items()}
 
 
 def _convert_resnet(
@@ -179,6 +225,12 @@ def _convert_resnet(
                 f'only {name}={wanted!r} can be converted'
             )
     if layout != 'huggingface':
+        usual = 256 if shape['layer_type'] == 'bottleneck' else 64
+        if shape['hidden_sizes'][0] != usual:
+            raise ValueError(
+                f'{layout} has no ResNet whose first stage gives {shape["hidden_sizes"][0]} '
+                f'channels: only one of {usual} can be converted'
+            )
         return dict(backbone)  # the same names, a ResNeXt's too
     for number, width in enumerate(shape['hidden_sizes'], 1):
         inner, taken = backbone[f'layer{number}.0.conv2.weight'].shape[:2]
@@ -219,6 +271,47 @@ def resnet_shape(backbone: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
+def resnet_settings(backbone: Mapping[str, Tensor], content: Any) -> str:
+    """What a backbone of OpenMMLab must be given beside its depth for a ResNet's weights.
+
+    Args:
+        backbone: By mmpretrain's names.
+        content: What the checkpoint holds, whose config says what no tensor tells.
+
+    Returns:
+        Such as ``style='caffe', base_channels=128``; empty where defaults will do, and of a ViT.
+    """
+    if 'layer1.0.conv2.weight' not in backbone:
+        return ''
+    shape, settings = resnet_shape(backbone), _settings(content)
+    bottleneck = shape['layer_type'] == 'bottleneck'
+    inner, taken = backbone['layer1.0.conv2.weight'].shape[:2]
+    first = shape['hidden_sizes'][0] // (4 if bottleneck else 1)
+    usual = {
+        **_RESNET_SETTINGS,
+        'stem_channels': 64,
+        'base_channels': 64,
+        'expansion': 4,
+        'num_stages': 4,
+        'groups': 1,
+    }
+    found = {
+        **{name: settings.get(name, usual[name]) for name in _RESNET_SETTINGS},
+        'stem_channels': shape['embedding_size'],
+        'base_channels': first if inner != taken or not bottleneck else inner,
+        'expansion': shape['hidden_sizes'][0] // inner if inner == taken and bottleneck else 4,
+        'num_stages': len(shape['depths']),
+        'groups': inner // taken,
+    }
+    if not bottleneck:
+        found['style'] = usual['style']  # has no effect there
+    if inner != taken:
+        found['type'] = 'ResNeXt'
+    return ', '.join(
+        f'{name}={value!r}' for name, value in found.items() if value != usual.get(name)
+    )
+
+
 def vit_shape(backbone: Mapping[str, Tensor], heads: int | None = None) -> dict[str, Any]:
     """What Hugging Face's `ViTConfig` wants to know, read from the tensors.
 
@@ -252,7 +345,8 @@ def vit_shape(backbone: Mapping[str, Tensor], heads: int | None = None) -> dict[
         'intermediate_size': backbone['layers.0.ffn.layers.0.0.weight'].shape[0],
         'image_size': side,
         'patch_size': patch,
-        'layer_norm_eps': 1e-6,
+        'qkv_bias': 'layers.0.attn.qkv.bias' in backbone,
+        **_VIT_OPTIONS,
     }
 
 
@@ -329,10 +423,13 @@ def convert_checkpoint(
     settings = _settings(content)
     converted = convert_backbone(backbone, layout, settings)
     state = {name: value.contiguous() for name, value in converted.items()}
-    style = settings.get('style')
-    if style not in (None, 'pytorch') and layout in ('mmdet', 'mmseg'):
+    unusual = resnet_settings(backbone, content)
+    if unusual and layout in ('mmdet', 'mmseg'):
+        print(f"{checkpoint} is of a ResNet with {unusual}: set this of {layout}'s backbone too")
+    if layout == 'mmseg' and 'cls_token' in backbone:
         print(
-            f"{checkpoint} is of a ResNet with style={style!r}: set this of {layout}'s backbone too"
+            f"{out} is for mmseg's backbone MAE (or BEiT): its VisionTransformer has other names, "
+            'and would start from random weights'
         )
     if layout == 'huggingface':
         if out.suffix in ('.pth', '.safetensors'):
@@ -347,6 +444,7 @@ def convert_checkpoint(
                     '--heads if it has others'
                 )
             config = {'architectures': ['ViTModel'], 'model_type': 'vit', **shape}
+            config |= _vit_options(settings, layout)
         else:
             config = {
                 'architectures': ['ResNetModel'],

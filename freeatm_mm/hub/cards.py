@@ -135,6 +135,7 @@ def checkpoint_card(
     files: Mapping[str, str],
     *,
     architecture: str,
+    settings: str = '',
     steps: int | None = None,
     figures: Mapping[str, float] | None = None,
     data: Sequence[str] = (),
@@ -148,7 +149,8 @@ def checkpoint_card(
         address: Where it will be, `hf://USER/NAME`.
         terms: The licence.
         files: Name of each file -> the library that reads it.
-        architecture: Such as 'resnet50', for messages and code.
+        architecture: Such as 'ResNet-50', for text and code.
+        settings: What OpenMMLab's backbone must be given beside its depth.
         steps: How many steps were trained, if known.
         figures: What was measured, name -> value.
         data: Data sets on the Hub that it was trained on, `USER/NAME`.
@@ -176,6 +178,7 @@ def checkpoint_card(
         text=text,
         repo=repo,
         facts=facts,
+        settings=settings,
         steps=steps,
         figures=figures or {},
         data=data,

@@ -15,6 +15,7 @@ from freeatm_mm.checkpoints import backbone_of, read_state
 from freeatm_mm.downstream.conversion import (
     check_heads,
     convert_checkpoint,
+    resnet_settings,
     resnet_shape,
     vit_shape,
 )
@@ -172,6 +173,7 @@ def draft_checkpoint(
         terms,
         made,
         architecture=_architecture(backbone),
+        settings=resnet_settings(backbone, content),
         steps=steps if isinstance(steps, int) and steps > 0 else None,
         figures=figures,
         data=data,
@@ -194,7 +196,7 @@ def _architecture(backbone: Mapping[str, Any]) -> str:
     shape = resnet_shape(backbone)
     per_block = 3 if shape['layer_type'] == 'bottleneck' else 2
     inner, taken = backbone['layer1.0.conv2.weight'].shape[:2]
-    kind = 'ResNet' if inner == taken else 'ResNeXt'
+    kind = 'ResNeXt' if inner != taken else 'ResNet' if inner == 64 else 'wide ResNet'
     return f'{kind}-{per_block * sum(shape["depths"]) + 2}'
 
 

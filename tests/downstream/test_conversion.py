@@ -144,8 +144,17 @@ ALL_BUT_MM = ['torchvision', 'timm', 'huggingface']
         (lambda: ResNet(18), {'dilations': (1, 1, 1, 2)}, ALL_BUT_MM, r'dilations=\[1, 1, 1, 2\]'),
         (lambda: ResNet(18), {'conv_cfg': {'type': 'ConvWS'}}, ALL_BUT_MM, 'conv_cfg='),
         (lambda: ResNet_CIFAR(18), {}, ALL_BUT_MM, 'begins with a 3x3 convolution'),
+        (
+            lambda: ResNet(50, base_channels=128),
+            {},
+            ['torchvision', 'timm'],
+            'whose first stage gives 512 channels',
+        ),
     ],
-    ids=['se', 'resnext', 'gn', 'avg_down', 'caffe', 'strides', 'dilations', 'conv_ws', 'cifar'],
+    ids=[
+        *('se', 'resnext', 'gn', 'avg_down', 'caffe', 'strides', 'dilations', 'conv_ws', 'cifar'),
+        'wide',
+    ],
 )
 def test_a_resnet_that_the_other_library_lacks_is_refused(
     build, said, layouts, message, tmp_path, capsys
@@ -160,7 +169,11 @@ def test_a_resnet_that_the_other_library_lacks_is_refused(
             convert_checkpoint(checkpoint, out, layout)
         assert out.exists() is (layout not in layouts)
     told = capsys.readouterr().out
-    assert ("style='caffe': set this of mmdet's backbone" in told) is ('style' in said)
+    for name, value in said.items():
+        value = list(value) if isinstance(value, tuple) else value
+        assert f"of a ResNet with {name}={value!r}: set this of mmdet's backbone" in told
+    if not said and 'wide' not in message:
+        assert ("base_channels=128: set this of mmdet's" in told) is ('512' in message)
 
 
 def test_a_vit_that_the_other_library_lacks_is_refused(tmp_path):
@@ -171,6 +184,81 @@ def test_a_vit_that_the_other_library_lacks_is_refused(tmp_path):
             ValueError, match=f'{layout} has no ViT with 4 tensors such as layers.0'
         ):
             convert_checkpoint(checkpoint, tmp_path / layout, layout, heads=4)
+
+
+@pytest.mark.parametrize(
+    'said, layouts, message',
+    [
+        ({'final_norm': False}, ALL_BUT_MM, 'without a norm at its end'),
+        ({'norm_cfg': dict(type='LN', eps=0.1)}, ALL_BUT_MM[:2], 'with layer_norm_eps=0.1, as'),
+        ({'norm_cfg': dict(type='LN')}, ALL_BUT_MM[:2], 'with layer_norm_eps=1e-05, as'),
+        (
+            {'layer_cfgs': dict(act_cfg=dict(type='ReLU'))},
+            ALL_BUT_MM[:2],
+            "with hidden_act='relu', as .*: only one with hidden_act='gelu'",
+        ),
+        ({'layer_cfgs': dict(act_cfg=dict(type='Tanh'))}, ALL_BUT_MM, 'these norms or activations'),
+        (
+            {'layer_cfgs': [dict(norm_cfg=dict(type='LN', eps=0.1)), {}]},
+            ALL_BUT_MM,
+            'these norms or activations',
+        ),
+        ({'qkv_bias': False}, ['torchvision'], 'have no bias'),
+    ],
+    ids=['no norm', 'eps', 'eps of torch', 'relu', 'tanh', 'layers differ', 'no bias'],
+)
+def test_a_vits_settings_are_converted_or_refused(tmp_path, said, layouts, message):
+    from transformers import ViTModel
+
+    shape = dict(arch=VIT, img_size=32, patch_size=8)
+    ours = randomise(VisionTransformer(**shape, **said, out_type='cls_token'))
+    checkpoint = saved(ours, tmp_path / 'epoch_1.pth', **said)
+    for layout in ALL_BUT_MM:
+        if layout in layouts:
+            with pytest.raises(ValueError, match=f'{layout} has no ViT .*{message}'):
+                convert_checkpoint(checkpoint, tmp_path / layout, layout, heads=4)
+        else:
+            convert_checkpoint(checkpoint, tmp_path / layout, layout, heads=4)
+    if 'huggingface' not in layouts:
+        theirs, told = ViTModel.from_pretrained(
+            tmp_path / 'huggingface', add_pooling_layer=False, output_loading_info=True
+        )
+        assert not any(told[each] for each in ('missing_keys', 'unexpected_keys'))
+        images, expected = forward(ours, 32)
+        torch.testing.assert_close(theirs.eval()(images)[0][:, 0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_mmsegs_vision_transformer_is_told_apart_from_its_mae(vit, tmp_path, capsys):
+    convert_checkpoint(vit[1], tmp_path / 'out.pth', 'mmseg')
+    assert "for mmseg's backbone MAE (or BEiT): its VisionTransformer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    'build, said, settings',
+    [
+        (lambda: ResNet(50), {}, ''),
+        (lambda: ResNet(50), {'style': 'caffe'}, "style='caffe'"),
+        (lambda: ResNet(18, base_channels=32), {}, 'base_channels=32'),
+        (lambda: ResNet(50, base_channels=128), {}, 'base_channels=128'),
+        (
+            lambda: ResNet(50, base_channels=128, expansion=2),
+            {},
+            'base_channels=128, expansion=2',
+        ),
+        (lambda: ResNet(18, stem_channels=32), {}, 'stem_channels=32'),
+        (
+            lambda: ResNet(18, num_stages=1, strides=(1,), dilations=(1,), out_indices=(0,)),
+            {'strides': (1,), 'dilations': (1,)},
+            'strides=[1], dilations=[1], num_stages=1',
+        ),
+        (lambda: ResNeXt(50), {}, "groups=32, type='ResNeXt'"),
+    ],
+)
+def test_a_card_says_what_the_backbone_must_be_given(build, said, settings, tmp_path):
+    checkpoint = saved(build(), tmp_path / 'epoch_1.pth', **said)
+    card = draft_checkpoint(checkpoint, 'hf://me/x', tmp_path / 'card', Terms('mit'))[-1]
+    line = ', for a backbone with ' + settings if settings else ''
+    assert f'# in a config of mmpretrain, mmdet or mmseg{line}:\n' in card.read_text()
 
 
 def test_a_style_that_has_no_effect_is_no_matter(tmp_path):
