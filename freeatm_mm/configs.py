@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -283,7 +284,11 @@ def scale_rate(cfg: Any, wanted: bool) -> None:
 
 
 class ChangesAction(argparse.Action):
-    """mmengine's `DictAction`, of an option that changes a config, imported once it is given."""
+    """mmengine's `DictAction`, of an option that changes a config, imported once it is given.
+
+    It drops spaces and quotes and makes lists at commas. A file or folder that is there by just the
+    name that was given keeps it.
+    """
 
     def __call__(
         self,
@@ -297,6 +302,16 @@ class ChangesAction(argparse.Action):
 
         action = DictAction(self.option_strings, self.dest, nargs=self.nargs)
         action(parser, namespace, values, option_string)
+        for key, given in (str(value).split('=', 1) for value in values or ()):
+            if re.search(r'[\s,\'"()\[\]]', given) and _exists(given):
+                getattr(namespace, self.dest)[key] = given
+
+
+def _exists(name: str) -> bool:
+    try:
+        return Path(name).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):  # too long for one, or of no user
+        return False
 
 
 def add_checks(cfg: Any) -> None:

@@ -33,6 +33,7 @@ __all__ = [
     'open_in_place',
     'open_regular',
     'parse_json',
+    'path_inside',
     'read_bytes',
     'read_json',
     'read_lines',
@@ -408,6 +409,26 @@ def _kind(mode: int) -> str:
         if test(mode):
             return name
     return 'a device'
+
+
+def path_inside(folder: Path, name: str) -> Path:
+    """The path of a file that data names, within a folder.
+
+    Args:
+        folder: The folder.
+        name: As the data has it, with folders or without.
+
+    Raises:
+        InputError: If it leads out of it, or can't be a name.
+    """
+    path = folder / name
+    try:
+        inside = path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError) as error:  # a zero byte, links in a circle
+        raise InputError(f"{name[:80]!r} can't be the name of a file ({error})") from None
+    if not inside:
+        raise InputError(f'the name {name!r} leads out of {folder}')
+    return path
 
 
 # --- writing ----------------------------------------------------------------------------------

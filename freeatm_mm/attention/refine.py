@@ -137,7 +137,7 @@ def dense_crf(
             f'are too many: resize the masks to at most {MAX_CRF_PIXELS} pixels'
         )
     shift = float(torch.logit(torch.tensor(threshold, dtype=torch.float64)))
-    unary = (torch.logit(soft.reshape(count, -1), _SURE) - shift).float()
+    unary = (torch.logit(soft.reshape(count, height * width), _SURE) - shift).float()
     pixels = F.interpolate(
         torch.tensor(image).permute(2, 0, 1)[None].float(), size=(height, width), mode='area'
     )[0]

@@ -143,7 +143,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for option in args.cfg_options:
         meant = option.partition('=')[0].rpartition(':')[0]
         refuse_idle(named, meant in others, f'on {meant}, which is not run', 'cfg_options')
-    name = Path(args.init).with_suffix('').parts[-2:]
+    if args.init.startswith('file://'):
+        from freeatm_mm.checkpoints import local_path
+
+        args.init = str(local_path(args.init))
+    parts = Path(os.path.normpath(args.init)).with_suffix('').parts[-2:]
+    name = tuple(part for part in parts if part not in ('..', os.sep))
     if args.init in ('random', 'supervised'):  # of several architectures: one row each
         name = (args.init, args.suite or '-'.join(args.benchmarks))
     args.out = args.out or Path('work_dirs/downstream', *name, f'seed_{args.seed}')

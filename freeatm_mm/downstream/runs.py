@@ -160,12 +160,12 @@ def identify(init: str) -> str:
     Raises:
         FileNotFoundError: If it is a checkpoint that isn't there.
     """
-    if init in ('random', 'supervised') or '://' in init:
+    if init in ('random', 'supervised') or '://' in init and not init.startswith('file://'):
         return init
+    from freeatm_mm.checkpoints import local_path
     from freeatm_mm.torch_files import check_regular
 
-    check_regular(init)
-    return f'sha256:{file_sha256(init)}'
+    return f'sha256:{file_sha256(check_regular(local_path(init)))}'
 
 
 def make_smoke(cfg: Any, images: int = 4) -> None:

@@ -40,7 +40,8 @@ from PIL import Image
 from torch import nn
 
 from freeatm_mm.checkpoints import check_finite, fit, fit_positions, load_weights
-from freeatm_mm.errors import InputError, moving_to
+from freeatm_mm.errors import InputError, first_line, moving_to
+from freeatm_mm.files import path_inside
 from freeatm_mm.probing.metrics import (
     accuracy,
     confusion_matrix,
@@ -126,7 +127,8 @@ def load_scenes(folder: str | Path, limit: int | None = None) -> Scenes:
 
     Raises:
         FileNotFoundError: If the annotations or an image are missing.
-        ValueError: If there is no image or object, or the images differ in size.
+        ValueError: If there is no image or object, the images differ in size, a name leads out of
+            ``images/``, or a category is not listed.
     """
     from pycocotools import mask as coco_mask
     from pycocotools.coco import COCO
@@ -147,7 +149,7 @@ def load_scenes(folder: str | Path, limit: int | None = None) -> Scenes:
     index = {category: number for number, category in enumerate(category_ids)}
     images, which, category, masks, boxes, skipped = [], [], [], [], [], 0
     for number, info in enumerate(coco.loadImgs(ids)):
-        path = folder / 'images' / Path(info['file_name']).name
+        path = path_inside(folder / 'images', info['file_name'])
         with Image.open(path, formats=PICTURE_FORMATS) as image:
             images.append(np.asarray(image.convert('RGB')))
         if images[-1].shape != images[0].shape:
@@ -155,7 +157,14 @@ def load_scenes(folder: str | Path, limit: int | None = None) -> Scenes:
                 f'{path} is {images[-1].shape[1::-1]} pixels, the first image of the '
                 f'split {images[0].shape[1::-1]}: all must have one size.'
             )
-        for annotation in coco.loadAnns(coco.getAnnIds(imgIds=[info['id']], iscrowd=False)):
+        for annotation in coco.loadAnns(coco.getAnnIds(imgIds=[info['id']])):
+            if annotation.get('iscrowd'):
+                continue
+            if annotation.get('category_id') not in index:
+                raise ValueError(
+                    f'{annotations}: annotation {annotation["id"]} is of category '
+                    f'{annotation.get("category_id")}, which the file does not list.'
+                )
             mask = coco.annToMask(annotation).astype(bool)
             if mask.shape != images[-1].shape[:2]:
                 raise ValueError(
@@ -306,6 +315,7 @@ def load_model(
     """
     from mmengine.config import Config
     from mmengine.registry import DefaultScope
+    from mmpretrain.models import BaseClassifier
     from mmpretrain.registry import MODELS
 
     import freeatm_mm.openmmlab  # noqa: F401 - the backbones, whatever the config imports
@@ -331,11 +341,22 @@ def load_model(
     preprocessor_config = dict(
         config.model.get('data_preprocessor') or config.get('data_preprocessor') or {}
     )
-    preprocessor_config.setdefault('type', 'SelfSupDataPreprocessor')
     with DefaultScope.overwrite_default_scope('mmpretrain'), torch.random.fork_rng(devices=[]):
+        kind = MODELS.get(str(config.model.get('type')))
+        classifies = isinstance(kind, type) and issubclass(kind, BaseClassifier)
+        preprocessor_config.setdefault(
+            'type', 'ClsDataPreprocessor' if classifies else 'SelfSupDataPreprocessor'
+        )
         torch.manual_seed(seed)
-        preprocessor = MODELS.build(preprocessor_config)
-        backbone = MODELS.build(backbone_config)
+        try:
+            preprocessor = MODELS.build(preprocessor_config)
+            backbone = MODELS.build(backbone_config)
+        except KeyError as error:  # its message goes on about registries
+            raise ValueError(
+                f'mmpretrain has not all of {preprocessor_config["type"]} and '
+                f'{backbone_config.get("type")}: name the config of a pretraining or a classifier '
+                f'({first_line(error)})'
+            ) from None
         with _quiet():
             backbone.init_weights()
     if 'featmap' in getattr(backbone, 'OUT_TYPES', ()):

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from freeatm_mm.errors import InputError, MissingFileError, counted
-from freeatm_mm.files import file_sha256, read_bytes, read_json, read_text
+from freeatm_mm.files import file_sha256, path_inside, read_bytes, read_json, read_text
 from freeatm_mm.prompts import Noun
 from freeatm_mm.store.pictures import PICTURE_FORMATS, decode_picture
 from freeatm_mm.store.sample import Sample, encode_image
@@ -320,22 +320,6 @@ def fingerprint(images: Path, masks: Path) -> str:
     return digest.hexdigest()
 
 
-def _inside(folder: Path, name: str) -> Path:
-    """The path of a file that data names, within a folder.
-
-    Raises:
-        InputError: If it leads out of it, or can't be a name.
-    """
-    path = folder / name
-    try:
-        inside = path.resolve().is_relative_to(folder.resolve())
-    except (OSError, ValueError, RuntimeError) as error:  # a zero byte, links in a circle
-        raise InputError(f"{name[:80]!r} can't be the name of a file ({error})") from None
-    if not inside:
-        raise InputError(f'the name {name!r} leads out of {folder}')
-    return path
-
-
 def _folder(path: Path) -> Path:
     if not path.is_dir():
         raise MissingFileError(f'there is no folder {path}')
@@ -381,7 +365,7 @@ def _images(folder: Path, masks: Path, report: ImportReport) -> list[str]:
         report.passed_over += len(visible) - len(pictures)
         found += [Path(where, name).relative_to(folder).as_posix() for name in pictures]
     for name in found:
-        _inside(folder, name)
+        path_inside(folder, name)
     if not found:
         raise InputError(f'{folder} holds no image ({", ".join(_SUFFIXES)})')
     return sorted(found)
@@ -442,7 +426,7 @@ def read_masks(images: Path, masks: Path, report: ImportReport, noun: str) -> It
             folder = masks / own
             for file in sorted(folder.iterdir() if folder.is_dir() else ()):
                 if _is_picture(file):
-                    mask = _open_mask(_inside(masks, f'{own}/{file.name}'), size)
+                    mask = _open_mask(path_inside(masks, f'{own}/{file.name}'), size)
                     name = re.sub(r'_\d+$', '', file.stem).replace('_', ' ')
                     yield _noun('' if name.isdecimal() else name, noun), _white(mask)
 
@@ -502,7 +486,7 @@ def read_labels(images: Path, masks: Path, report: ImportReport, noun: str) -> I
         def find(
             size: tuple[int, int], own: str = f'{_bare(picture)}.png'
         ) -> Iterator[tuple[str, np.ndarray]]:
-            labels = np.asarray(_open_mask(_inside(masks, own), size))
+            labels = np.asarray(_open_mask(path_inside(masks, own), size))
             if labels.ndim != 2 or labels.dtype.kind == 'f':
                 raise InputError(f'{own} is a picture in colours, not of labels')
             for number in np.unique(labels).astype(int).tolist():
@@ -560,7 +544,7 @@ def read_coco(images: Path, masks: Path, report: ImportReport, noun: str) -> Ite
             for each in own:
                 yield names[each['category_id']], _segmentation(each.get('segmentation'), size)
 
-        path = _inside(_folder(images), entry['file_name'])
+        path = path_inside(_folder(images), entry['file_name'])
         yield Picture(
             path, find, _size_of(entry), name=Path(os.path.relpath(path, images)).as_posix()
         )
@@ -580,9 +564,9 @@ def read_sam(images: Path, masks: Path, report: ImportReport, noun: str) -> Iter
         raise InputError(f'{masks} holds no .json')
     for file in files:
         try:
-            content = read_json(_inside(masks, file.name), shape=_SAM)
+            content = read_json(path_inside(masks, file.name), shape=_SAM)
             image = content['image']
-            path = _inside(_folder(images), image['file_name'])
+            path = path_inside(_folder(images), image['file_name'])
         except InputError as error:
             yield Picture(file, lambda size: (), problem=str(error))
             continue

@@ -295,6 +295,7 @@ def test_crf_refuses_what_it_cannot_use():
     ):
         with pytest.raises(ValueError, match=match):
             dense_crf(*arguments)
+    assert dense_crf(mask[:0], image).shape == (0, 4, 4)
     with pytest.raises(ValueError, match='threshold between 0 and 1'):
         dense_crf(mask, image, threshold=1.0)
     for name, value in (

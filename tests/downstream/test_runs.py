@@ -441,6 +441,35 @@ def test_a_comma_in_the_path_is_told(tmp_path):
         check_init({'init': ['runs/lr0.1', 'bs256/epoch_1.pth']})
 
 
+def test_a_file_that_is_there_keeps_its_name_in_options(tmp_path, monkeypatch):
+    """mmengine's parser drops the space, and cuts at commas."""
+    import argparse
+
+    from freeatm_mm.configs import ChangesAction
+
+    monkeypatch.chdir(tmp_path)
+    for name in ('my runs', "lr0.1,bs256's"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'x.pth').touch()
+    (tmp_path / '3').touch()
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=ChangesAction)
+    options = [
+        'init=my runs/x.pth',
+        f"model.pretrained={tmp_path}/lr0.1,bs256's/x.pth",
+        'no=there is, none',
+        'list=[1, 2]',
+        'number=3',
+    ]
+    assert parser.parse_args(['--cfg-options', *options]).cfg_options == {
+        'init': 'my runs/x.pth',
+        'model.pretrained': f"{tmp_path}/lr0.1,bs256's/x.pth",
+        'no': ['thereis', 'none'],
+        'list': [1, 2],
+        'number': 3,
+    }
+
+
 def test_slurm(tmp_path, monkeypatch, capsys):
     """With stand-ins for sbatch and squeue that keep what they are given."""
     programs = tmp_path / 'bin'
@@ -583,8 +612,29 @@ def test_rows_of_both_architectures_have_folders_of_their_own():
     assert args.out == Path('work_dirs/downstream/mocov2/epoch_9/seed_0')
 
 
+@pytest.mark.parametrize(
+    'init, name',
+    [
+        ('/moco.pth', 'moco'),
+        ('../epoch_1.pth', 'epoch_1'),
+        ('../../a/../epoch_1.pth', 'epoch_1'),
+        ('file:///runs/mocov2/epoch_1.pth', 'mocov2/epoch_1'),
+    ],
+)
+def test_rows_of_any_path_stay_in_their_folder(init, name):
+    args = tool.parse_args([init, '--suite', 'resnet'])
+    assert args.out == Path('work_dirs/downstream', name, 'seed_0')
+
+
 def test_addresses_name_themselves():
     assert downstream.identify('torchvision://resnet50') == 'torchvision://resnet50'
+
+
+def test_files_are_told_apart_by_their_bytes_however_they_are_named(tmp_path):
+    checkpoint(tmp_path / 'a.pth')
+    found = downstream.identify(str(tmp_path / 'a.pth'))
+    assert found.startswith('sha256:')
+    assert downstream.identify((tmp_path / 'a.pth').as_uri()) == found
 
 
 def test_metrics(tmp_path):

@@ -98,6 +98,38 @@ def test_scenes_are_read_exactly(tmp_path, make_split):
     assert len(load_scenes(tmp_path / 'train', limit=2)) == 2
 
 
+def test_images_of_one_name_in_two_folders_are_two(tmp_path, make_split):
+    import json
+    import shutil
+
+    make_split(tmp_path / 'val', 3, seed=3)
+    expected = load_scenes(tmp_path / 'val')
+    images, path = tmp_path / 'val/images', tmp_path / 'val/coco.json'
+    content = json.loads(path.read_text())
+    for number, info in enumerate(content['images']):
+        (images / f'{number}').mkdir()
+        shutil.move(images / info['file_name'], images / f'{number}/x.png')
+        info['file_name'] = f'{number}/x.png'
+    for annotation in content['annotations']:
+        del annotation['iscrowd']
+    path.write_text(json.dumps(content))
+    found = load_scenes(tmp_path / 'val')
+    np.testing.assert_array_equal(found.images, expected.images)
+    np.testing.assert_array_equal(found.object_masks, expected.object_masks)
+
+    crowd = {**content['annotations'][0], 'iscrowd': 1, 'id': 10**6}
+    path.write_text(json.dumps({**content, 'annotations': [*content['annotations'], crowd]}))
+    assert len(load_scenes(tmp_path / 'val').object_masks) == len(expected.object_masks)
+    content['annotations'][0]['category_id'] = 5
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match='annotation 1 is of category 5, which the file'):
+        load_scenes(tmp_path / 'val')
+    content['images'][0]['file_name'] = '../../x.png'
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match='leads out of'):
+        load_scenes(tmp_path / 'val')
+
+
 def test_missing_split_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match='coco.json not found'):
         load_scenes(tmp_path / 'val')
@@ -214,6 +246,20 @@ def test_position_embeddings_of_another_grid_are_resized(tmp_path):
     torch.testing.assert_close(
         large.backbone.pos_embed[:, 1:], wanted.flatten(2).transpose(1, 2), atol=1e-6, rtol=0
     )
+
+
+def test_a_classifiers_config_has_its_own_preprocessor():
+    from mmengine.config import Config
+
+    model = dict(type='ImageClassifier', backbone=RESNET)
+    untyped = dict(PREPROCESSOR, num_classes=10)
+    untyped.pop('type', None)
+    loaded = load_model(Config(dict(model=model, data_preprocessor=untyped)))
+    assert type(loaded.preprocessor).__name__ == 'ClsDataPreprocessor'
+    assert loaded.feature_map(np.zeros((2, 32, 32, 3), np.uint8)).shape[:2] == (2, 16)
+    other = dict(type='DetDataPreprocessor')
+    with pytest.raises(ValueError, match='not all of DetDataPreprocessor and ResNet: name the'):
+        load_model(Config(dict(model=dict(model, data_preprocessor=other))))
 
 
 def test_overrides_that_nothing_reads_are_refused():
