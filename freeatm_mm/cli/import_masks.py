@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         'limit': args.limit,
         'noun': args.noun,
         # The same command over other files would take what is there for done.
-        'source_sha256': fingerprint(args.images, args.masks),
+        'source_sha256': fingerprint(args.images, args.masks, args.out),
     }
     write_store(args.out, samples, args.samples_per_shard, config)
     for line in report.unusable:

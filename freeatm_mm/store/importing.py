@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from freeatm_mm.errors import InputError, MissingFileError, counted
 from freeatm_mm.files import file_sha256, path_inside, read_bytes, read_json, read_text
 from freeatm_mm.prompts import Noun
+from freeatm_mm.store.layout import MANIFEST
 from freeatm_mm.store.pictures import PICTURE_FORMATS, decode_picture
 from freeatm_mm.store.sample import Sample, encode_image
 
@@ -79,8 +80,8 @@ class ImportReport:
         surplus: Masks left out as the image has more than are wanted: the smallest.
         crowds: Annotations of crowds, left out.
         encoded_anew: Images taken whose bytes a store can't hold as they are.
-        passed_over: Files of the folder of images that aren't named as a picture is, linked
-            folders, and folders, of masks too, that can't be listed.
+        passed_over: Files, of images and of masks, that aren't named as one is, linked folders of
+            images, and folders that can't be listed.
         unmatched: Masks, or folders of them, that belong to no image.
         unusable: Images left out, each with the reason.
     """
@@ -227,10 +228,11 @@ def shrink_mask(mask: np.ndarray, size: int) -> np.ndarray:
     """
     height, width = mask.shape
     scale = min(1.0, size / max(height, width))
-    small = Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0))).resize(
+    # In floats: in bytes, a few pixels of a large image would be none.
+    small = Image.fromarray(mask.astype(np.float32)).resize(
         (max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BOX
     )
-    return np.asarray(small) / 255
+    return np.asarray(small, np.float64).round(6)
 
 
 def stretch_masks(masks: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -246,10 +248,10 @@ def stretch_masks(masks: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         return np.zeros((0, 0, 0), np.uint8), np.zeros((0, 2), np.float32)
     values = np.stack(masks)
     lowest, highest = values.min((1, 2)), values.max((1, 2))
-    flat = highest == lowest  # a mask of the whole image
+    flat = highest == lowest
     spread = np.maximum(highest - lowest, 1e-12)[:, None, None]
     stretched = (values - lowest[:, None, None]) / spread
-    stretched[flat] = 1.0
+    stretched[flat & (highest > 0)] = 1.0  # a mask of the whole image
     return (
         np.rint(255 * stretched).astype(np.uint8),
         np.stack([np.where(flat, 0, lowest), highest], axis=1).astype(np.float32),
@@ -298,8 +300,13 @@ def _noun(name: str, otherwise: str) -> str:
     return name or otherwise
 
 
-def fingerprint(images: Path, masks: Path) -> str:
+def fingerprint(images: Path, masks: Path, out: Path) -> str:
     """Return a digest that differs for other sources: of JSON, names, and names and sizes of files.
+
+    Args:
+        images: The folder of images.
+        masks: The folder or the file of masks.
+        out: The store that is made of them, which may lie among them and doesn't count.
 
     Raises:
         InputError: If one of them isn't there.
@@ -311,7 +318,9 @@ def fingerprint(images: Path, masks: Path) -> str:
             digest.update(file_sha256(source).encode())
             continue
         for where, folders, names in os.walk(_folder(source)):
-            folders.sort()
+            folders[:] = sorted(
+                name for name in folders if Path(where, name).resolve() != out.resolve()
+            )
             for name in sorted(names):
                 path = Path(where, name)
                 size = path.stat().st_size if path.exists() else -1
@@ -346,7 +355,7 @@ def _is_picture(path: Path) -> bool:
 
 
 def _images(folder: Path, masks: Path, report: ImportReport) -> list[str]:
-    """The images in a folder and the folders in it, by name; those in the folder of masks are none.
+    """The images in a folder and the folders in it, by name, but for those of masks and stores.
 
     Returns:
         Their paths in the folder, with '/'.
@@ -359,7 +368,11 @@ def _images(folder: Path, masks: Path, report: ImportReport) -> list[str]:
     for where, folders, names in _walk(folder, report):
         own = [Path(where, name) for name in folders if not name.startswith('.')]
         report.passed_over += sum(path.is_symlink() for path in own)
-        folders[:] = [path.name for path in own if path.resolve() != masks.resolve()]
+        folders[:] = [
+            path.name
+            for path in own
+            if path.resolve() != masks.resolve() and not (path / MANIFEST).exists()
+        ]
         visible = [name for name in names if not name.startswith('.')]
         pictures = [name for name in visible if _is_picture(Path(name))]
         report.passed_over += len(visible) - len(pictures)
@@ -406,11 +419,13 @@ def read_masks(images: Path, masks: Path, report: ImportReport, noun: str) -> It
         InputError: If no image has a folder of masks.
     """
     pictures = _images(images, masks, report)
-    folders = {
-        Path(where).relative_to(masks).as_posix()
-        for where, inner, names in _walk(masks, report)
-        if not inner or any(_is_picture(Path(name)) for name in names)
-    }
+    folders = set()
+    for where, inner, names in _walk(masks, report):
+        visible = [name for name in names if not name.startswith('.')]
+        held = [name for name in visible if _is_picture(Path(name))]
+        report.passed_over += len(visible) - len(held)
+        if held or not inner:
+            folders.add(Path(where).relative_to(masks).as_posix())
     known = {_bare(name) for name in pictures}
     if not folders & known:
         raise InputError(
@@ -461,25 +476,32 @@ def read_labels(images: Path, masks: Path, report: ImportReport, noun: str) -> I
 
     Images may be in folders of their own: the labels of `a/b.jpg` are `MASKS/a/b.png`.
 
-    A pixel's value is the number of its class, from 0; 255 doesn't count, nor does a class called
-    background. One mask a class.
+    A pixel's value is the number of its class, from 0; nor does a class called background count,
+    nor 255, but in maps of 16 bits with more than 255 classes. One mask a class.
 
     Raises:
-        InputError: If the names are missing.
+        InputError: If the names are missing, or one of them.
     """
     candidates = [_folder(masks) / 'classes.txt', masks.parent / 'classes.txt']
     names = next((path for path in candidates if path.is_file()), None)
     if names is None:
         raise MissingFileError(f'there is no {candidates[0]} with a class on each line')
-    lines = [line.strip() for line in read_text(names).splitlines()]
-    classes = [_noun(line, noun) for line in lines if line]
+    lines = [line.strip() for line in read_text(names).rstrip().splitlines()]
+    if '' in lines:
+        raise InputError(
+            f'{names}: line {lines.index("") + 1} is empty, and lines are counted: write a name, '
+            'or "background"'
+        )
+    classes = [_noun(line, noun) for line in lines]
     pictures = _images(images, masks, report)
-    labelled = {
-        _bare(Path(where, name).relative_to(masks).as_posix())
-        for where, _, names in _walk(masks, report)
-        for name in names
-        if name.endswith('.png')
-    }
+    files = [
+        Path(where, name).relative_to(masks)
+        for where, _, inner in _walk(masks, report)
+        for name in inner
+        if not name.startswith('.') and name != 'classes.txt'
+    ]
+    labelled = {_bare(path.as_posix()) for path in files if path.suffix == '.png'}
+    report.passed_over += sum(path.suffix != '.png' for path in files)
     report.unmatched += len(labelled - {_bare(name) for name in pictures})
     for picture in pictures:
 
@@ -490,7 +512,7 @@ def read_labels(images: Path, masks: Path, report: ImportReport, noun: str) -> I
             if labels.ndim != 2 or labels.dtype.kind == 'f':
                 raise InputError(f'{own} is a picture in colours, not of labels')
             for number in np.unique(labels).astype(int).tolist():
-                if number == _IGNORED:
+                if number == _IGNORED and (len(classes) <= number or labels.dtype == np.uint8):
                     continue
                 if not 0 <= number < len(classes):
                     raise InputError(
@@ -605,9 +627,7 @@ def _segmentation(value: Any, size: tuple[int, int]) -> np.ndarray:
         return read_rle(value.get('counts'), size)
     if not isinstance(value, list):
         raise InputError('an annotation has no segmentation')
-    height, width = size
-    image = Image.new('1', (width, height))
-    draw = ImageDraw.Draw(image)
+    mask: np.ndarray = np.zeros(size, bool)
     for polygon in value:
         try:
             points: np.ndarray = np.array(polygon, np.float64).reshape(-1, 2)
@@ -615,10 +635,31 @@ def _segmentation(value: Any, size: tuple[int, int]) -> np.ndarray:
             raise InputError('a polygon is no list of x, y, x, y, ...') from None
         if len(points) < 3 or not np.isfinite(points).all():
             raise InputError('a polygon has fewer than three points, or one that is no number')
-        # COCO's pixels have their corners at whole numbers, Pillow's their centres.
-        points = np.clip(points, [-width, -height], [2 * width, 2 * height]) - 0.5
-        draw.polygon([tuple(point) for point in points], fill=1)
-    return np.array(image)
+        _fill(mask, points.clip(-1e7, 1e7))
+    return mask
+
+
+def _fill(mask: np.ndarray, points: np.ndarray) -> None:
+    """Set the pixels whose centres a polygon (N, 2) holds; their corners are at whole numbers.
+
+    Pillow's and OpenCV's polygons hold their outline, too: half a pixel more on every side.
+    """
+    height, width = mask.shape
+    (left, top), (right, bottom) = np.floor(points.min(0)), np.ceil(points.max(0))
+    left, right = (int(min(max(edge, 0), width)) for edge in (left, right))
+    top, bottom = (int(min(max(edge, 0), height)) for edge in (top, bottom))
+    # Along a row, what is inside changes wherever an edge is crossed.
+    changes: np.ndarray = np.zeros((bottom - top, right - left + 1), bool)
+    for (x0, y0), (x1, y1) in zip(points, np.roll(points, -1, 0)):
+        first, last = (
+            int(min(max(np.ceil(y - 0.5), top), bottom)) for y in (min(y0, y1), max(y0, y1))
+        )
+        if first < last:
+            rows = np.arange(first, last)
+            x = x0 + (rows + 0.5 - y0) * ((x1 - x0) / (y1 - y0))
+            columns = np.ceil(x - 0.5).clip(left, right).astype(int)
+            changes[rows - top, columns - left] ^= True
+    mask[top:bottom, left:right] |= np.logical_xor.accumulate(changes, 1)[:, :-1]
 
 
 def read_rle(counts: Any, size: tuple[int, int]) -> np.ndarray:

@@ -17,7 +17,7 @@ from freeatm_mm import cli
 from freeatm_mm.errors import InputError
 from freeatm_mm.store import Store, verify_store
 from freeatm_mm.store.export import binary_masks
-from freeatm_mm.store.importing import read_rle
+from freeatm_mm.store.importing import _segmentation, read_rle, shrink_mask, stretch_masks
 
 SIZE = (40, 60)  # height, width
 DOG = np.zeros(SIZE, bool)
@@ -104,6 +104,79 @@ def test_every_format_makes_the_same_store(tmp_path, images, capsys, make):
         overlap = (mask & expected).sum() / (mask | expected).sum()
         assert overlap > 0.9
     assert exit_code(cli, words) == 0  # again: it is there
+
+
+@pytest.mark.parametrize('size', [(600, 800), (3000, 4000)])
+def test_a_few_pixels_are_a_small_object(size):
+    mask = np.zeros(size, bool)
+    mask[5:8, 10:12] = True
+    small = shrink_mask(mask, 64)
+    (values,), (scale,) = stretch_masks([small])
+    assert values[0, 0] == 255 and (values > 0).sum() == 1
+    assert scale[0] == 0 and scale[1] == pytest.approx(
+        6 * 64**2 / size[1] ** 2, rel=0.1
+    )  # cells of whole pixels
+    (values,), _ = stretch_masks([np.zeros((3, 4))])
+    assert not values.any()
+    assert (shrink_mask(np.ones(size, bool), 7) == 1).all()
+
+
+def test_polygons_hold_the_pixels_whose_centres_they_hold():
+    theirs = pytest.importorskip('pycocotools.mask')
+    path = pytest.importorskip('matplotlib.path')
+
+    def draw(polygon, size=(80, 90)):
+        return _segmentation([np.ravel(polygon).tolist()], size)
+
+    square = draw([[10, 10], [20, 10], [20, 20], [10, 20]])
+    assert square.sum() == 100 and square[10:20, 10:20].all()
+    assert draw([[10.5, 10.5], [12.5, 10.5], [12.5, 12.5], [10.5, 12.5]]).sum() == 4
+    assert draw([[-1e300, -1e300], [1e300, -1e300], [1e300, 1e300], [-1e300, 1e300]]).all()
+    assert not draw([[-9, -9], [-1, -9], [-1, 500]]).any()
+    rng = np.random.default_rng(0)
+    areas = []
+    for radius in np.linspace(5, 38, 60):
+        angles = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 12)))
+        far = radius * rng.uniform(0.3, 1, len(angles))
+        polygon = [45, 40] + np.stack([np.cos(angles), np.sin(angles)], 1) * far[:, None]
+        ours = draw(polygon)
+        coco = theirs.decode(theirs.frPyObjects([polygon.ravel().tolist()], 80, 90))[..., 0] > 0
+        grid = np.stack(np.meshgrid(np.arange(90) + 0.5, np.arange(80) + 0.5), -1).reshape(-1, 2)
+        exact = path.Path(polygon).contains_points(grid).reshape(80, 90)
+        assert (ours ^ exact).sum() <= 1
+        areas.append((ours.sum(), coco.sum()))
+    ours, coco = np.sum(areas, 0)
+    assert abs(ours / coco - 1) < 0.01
+
+
+def test_a_store_among_its_images_can_be_continued(tmp_path, images, capsys):
+    masks = make_masks(tmp_path, images)
+    words = ['import', 'masks', images, masks, images / 'store', '--quiet']
+    shown = []
+    for _ in range(2):
+        assert exit_code(cli, words) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1]
+
+
+def test_an_empty_line_among_classes_is_refused(tmp_path, images, capsys):
+    labels = make_labels(tmp_path, images)
+    words = ['import', 'labels', images, labels, tmp_path / 'store', '--quiet']
+    (labels / 'classes.txt').write_text('background\n\ndog\n')
+    assert exit_code(cli, words) == 2
+    assert 'classes.txt: line 2 is empty, and lines are counted' in capsys.readouterr().err
+    (labels / 'classes.txt').write_text('background\ndog\ntennis ball\n\n\n')
+    assert exit_code(cli, words) == 0
+
+
+def test_a_class_of_255_counts_in_maps_of_16_bits(tmp_path, images):
+    labels = make_labels(tmp_path, images)
+    (labels / 'classes.txt').write_text('\n'.join(f'c{number}' for number in range(300)))
+    Image.fromarray(np.where(DOG, 255, 256).astype(np.uint16)).save(labels / 'a b.png')
+    words = ['import', 'labels', images, labels, tmp_path / 'store', '--quiet']
+    assert exit_code(cli, words) == 0
+    named = [[noun.text for noun in sample.nouns] for sample in Store(tmp_path / 'store')]
+    assert named == [['c255', 'c256'], []]  # in 8 bits 255 is what mmseg ignores
 
 
 def test_small_objects_keep_a_foreground_and_ranges(tmp_path, images):
@@ -289,11 +362,13 @@ def test_what_belongs_to_nothing_is_counted(tmp_path, images, capsys):
     folder = make_masks(tmp_path, images)
     (folder / 'other').mkdir()
     (images / 'd.heic').write_bytes(b'')
+    for name in ('ball.gif', 'cat.npy', '.hidden'):
+        (folder / 'a b' / name).write_bytes(b'')
     assert exit_code(cli, ['import', 'masks', images, folder, tmp_path / 'store', '--quiet']) == 0
     shown = capsys.readouterr().out
     assert (
         '1 name of masks, or folders of them, left out' in shown
-        and '1 other entry skipped: linked folders' in shown
+        and '3 other entries skipped: linked folders' in shown
     )
 
 
