@@ -2,6 +2,7 @@
 
     python examples/simclr_timm.py data/synthetic --backbone resnet50 --epochs 100
     python examples/simclr_timm.py data/synthetic --backbone vit_small_patch16_224
+    python examples/simclr_timm.py data/synthetic --positives same_noun
 
 Needs torch, torchvision, timm and a store of `freeatm generate`; one GPU or none.
 """
@@ -75,7 +76,7 @@ def train(args: argparse.Namespace) -> list[float]:
     if not len(loader):
         raise SystemExit(f'{args.store} holds fewer images than a batch of {args.batch_size}')
     model.to(device).train()
-    loss_of = InstanceNTXent(temperature=0.1)
+    loss_of = InstanceNTXent(temperature=0.1, positives=args.positives)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=1e-4)
     losses: list[float] = []
     for epoch in range(args.epochs):
@@ -105,6 +106,12 @@ if __name__ == '__main__':
     parser.add_argument('store')
     parser.add_argument('--backbone', default='resnet50', help="one of timm's")
     parser.add_argument('--size', type=int, default=224)
+    parser.add_argument(
+        '--positives',
+        choices=('own', 'same_noun'),
+        default='own',
+        help="'same_noun': objects of one noun in all images, too",
+    )
     parser.add_argument('--batch-size', type=int, default=256)
     parser.add_argument('--epochs', type=int, default=100)
     parser.add_argument('--steps', type=int, help='stop after so many')

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from freeatm_mm.errors import InputError
 from freeatm_mm.ops import (
     NEGATIVES,
+    POSITIVES,
     UNKNOWN_NOUN,
     at_least_float32,
     contrastive_loss,
@@ -31,7 +32,9 @@ from freeatm_mm.ops import (
     gather_rows,
     gather_rows_with_gradient,
     instance_info_nce,
+    multi_positive_loss,
     nt_xent_logits,
+    other_positives,
     process_rank,
 )
 
@@ -48,21 +51,37 @@ def _check_temperature(name: str, value: float) -> None:
         raise InputError(f'{name} {value} is not a number above 0')
 
 
-def _check(temperature: float, negatives: str) -> None:
+def _check(temperature: float, negatives: str, positives: str) -> None:
     """Refuse settings that no loss has.
 
     Raises:
         InputError: Naming the setting.
     """
     _check_temperature('temperature', temperature)
-    if negatives not in NEGATIVES:
-        raise InputError(f'negatives {negatives!r} is none of {", ".join(NEGATIVES)}')
+    for name, value, known in (
+        ('negatives', negatives, NEGATIVES),
+        ('positives', positives, POSITIVES),
+    ):
+        if value not in known:
+            raise InputError(f'{name} {value!r} is none of {", ".join(known)}')
+    if positives == 'same_noun' and negatives == 'other_nouns':
+        raise InputError(
+            "positives 'same_noun' has the same noun's instances as positives, and negatives "
+            "'other_nouns' leaves them out: choose one of the two"
+        )
 
 
 def _check_embeddings(
-    first: Tensor, second: Tensor, nouns: Tensor | None, negatives: str, dim: int = 0
+    first: Tensor, second: Tensor, nouns: Tensor | None, by_nouns: str, dim: int = 0
 ) -> None:
     """Refuse embeddings and nouns that don't belong together.
+
+    Args:
+        first: Of one view.
+        second: Of the other.
+        nouns: Their nouns, if they are known.
+        by_nouns: The setting that goes by nouns; empty where none does.
+        dim: The queue's D; 0 without one.
 
     Raises:
         InputError: Naming their shapes.
@@ -76,11 +95,18 @@ def _check_embeddings(
         )
     if not first.is_floating_point() or not second.is_floating_point():
         raise InputError(f'embeddings must be floating point, got {first.dtype}, {second.dtype}')
-    if nouns is None and negatives == 'other_nouns':
+    if nouns is None and by_nouns:
         raise InputError(
-            "negatives 'other_nouns' needs the nouns: give those of the batch, which has some if "
+            f'{by_nouns} needs the nouns: give those of the batch, which has some if '
             'its StoreDataset has masks=True and its store nouns'
         )
+
+
+def _by_nouns(negatives: str, positives: str) -> str:
+    """The setting that goes by nouns, for messages; empty where none does."""
+    if positives == 'same_noun':
+        return "positives 'same_noun'"
+    return "negatives 'other_nouns'" if negatives == 'other_nouns' else ''
 
 
 def _share(counts: Sequence[int]) -> float:
@@ -96,7 +122,10 @@ class InstanceNTXent(nn.Module):
         negatives: 'all' others (the paper), or 'other_nouns'.
         equation3: The paper's form: negatives from the same view alone; it has no temperature, so
             set 1.
-        gather: Whether the instances of all processes are each other's negatives.
+        gather: Whether the instances of all processes are each other's negatives, and positives of
+            one noun.
+        positives: 'own', the instance in the other view (the paper), or 'same_noun': instances of
+            the same noun in all images are positives, too (`ops.multi_positive_loss`).
 
     Raises:
         InputError: If a setting is out of range.
@@ -108,17 +137,18 @@ class InstanceNTXent(nn.Module):
         negatives: str = 'all',
         equation3: bool = False,
         gather: bool = False,
+        positives: str = 'own',
     ) -> None:
         super().__init__()
-        _check(temperature, negatives)
+        _check(temperature, negatives, positives)
         self.temperature, self.negatives, self.equation3 = temperature, negatives, equation3
-        self.gather = gather
+        self.gather, self.positives = gather, positives
 
     def extra_repr(self) -> str:
         """What `print` shows."""
         return (
             f'temperature={self.temperature}, negatives={self.negatives!r}, '
-            f'equation3={self.equation3}, gather={self.gather}'
+            f'equation3={self.equation3}, gather={self.gather}, positives={self.positives!r}'
         )
 
     def forward(self, first: Tensor, second: Tensor, nouns: Tensor | None = None) -> Tensor:
@@ -127,13 +157,13 @@ class InstanceNTXent(nn.Module):
         Args:
             first: (M, D) embeddings of the instances in one view.
             second: (M, D) embeddings of the same instances in the other.
-            nouns: (M,) their nouns, for 'other_nouns'.
+            nouns: (M,) their nouns, for 'other_nouns' and 'same_noun'.
 
         Raises:
             InputError: If their shapes differ, they are no floating-point numbers, or nouns are
                 missing.
         """
-        _check_embeddings(first, second, nouns, self.negatives)
+        _check_embeddings(first, second, nouns, _by_nouns(self.negatives, self.positives))
         counts = count_rows(first) if self.gather else [len(first)]
         if not any(counts):
             return first.sum() + second.sum()
@@ -154,7 +184,12 @@ class InstanceNTXent(nn.Module):
                 every_noun=every_noun,
                 offset=sum(counts[: process_rank()]) if self.gather else 0,
             )
-            loss = contrastive_loss(positive, negative, self.temperature)
+            same = other_positives(self.positives, self.negatives, nouns, every_noun)
+            if same is None:
+                loss = contrastive_loss(positive, negative, self.temperature)
+            else:
+                same = same if self.equation3 else same.repeat(2, 2)
+                loss = multi_positive_loss(positive, negative, same, self.temperature)
         return loss * _share(counts) if len(counts) > 1 else loss
 
 
@@ -167,6 +202,8 @@ class InstanceInfoNCE(nn.Module):
         temperature: What cosines are divided by, above 0.
         negatives: 'all' others (the paper), or 'other_nouns'.
         gather: Whether the keys of all processes join the queue, which is then the same everywhere.
+        positives: 'own', the instance in the other view (the paper), or 'same_noun': keys of
+            the same noun in the queue are positives, too (`ops.multi_positive_loss`).
 
     Raises:
         InputError: If a setting is out of range.
@@ -183,12 +220,14 @@ class InstanceInfoNCE(nn.Module):
         temperature: float = 0.2,
         negatives: str = 'all',
         gather: bool = False,
+        positives: str = 'own',
     ) -> None:
         super().__init__()
-        _check(temperature, negatives)
+        _check(temperature, negatives, positives)
         if not all(type(number) is int and number > 0 for number in (dim, length)):
             raise InputError(f'dim {dim!r} and length {length!r} must be whole numbers above 0')
         self.temperature, self.negatives, self.gather = temperature, negatives, gather
+        self.positives = positives
         self.register_buffer('queue', F.normalize(torch.randn(dim, length), dim=0))
         self.register_buffer('pointer', torch.zeros(1, dtype=torch.long))
         self.register_buffer('queue_nouns', torch.full((length,), UNKNOWN_NOUN))
@@ -198,7 +237,7 @@ class InstanceInfoNCE(nn.Module):
         dim, length = self.queue.shape
         return (
             f'dim={dim}, length={length}, temperature={self.temperature}, '
-            f'negatives={self.negatives!r}, gather={self.gather}'
+            f'negatives={self.negatives!r}, gather={self.gather}, positives={self.positives!r}'
         )
 
     def forward(self, queries: Tensor, keys: Tensor, nouns: Tensor | None = None) -> Tensor:
@@ -209,13 +248,14 @@ class InstanceInfoNCE(nn.Module):
         Args:
             queries: (M, D) embeddings by the trained encoder.
             keys: (M, D) those of the same instances by the momentum encoder.
-            nouns: (M,) their nouns, for 'other_nouns'.
+            nouns: (M,) their nouns, for 'other_nouns' and 'same_noun'.
 
         Raises:
             InputError: If their shapes differ or aren't those of the queue, they are no
                 floating-point numbers, or nouns are missing.
         """
-        _check_embeddings(queries, keys, nouns, self.negatives, len(self.queue))
+        by_nouns = _by_nouns(self.negatives, self.positives)
+        _check_embeddings(queries, keys, nouns, by_nouns, len(self.queue))
         counts = count_rows(queries) if self.gather else [len(queries)]
         with torch.autocast(queries.device.type, enabled=False):
             queries, keys = at_least_float32(queries), at_least_float32(keys.detach())
@@ -229,6 +269,7 @@ class InstanceInfoNCE(nn.Module):
                     self.queue_nouns,
                     temperature=self.temperature,
                     negatives=self.negatives,
+                    positives=self.positives,
                 )
             if self.training and any(counts):
                 keys = gather_rows(F.normalize(keys, dim=1), counts)

@@ -232,7 +232,8 @@ def shrink_mask(mask: np.ndarray, size: int) -> np.ndarray:
     small = Image.fromarray(mask.astype(np.float32)).resize(
         (max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BOX
     )
-    return np.asarray(small, np.float64).round(6)
+    cover = np.asarray(small, np.float64)
+    return np.where(cover > 1 - 1e-6, 1.0, cover)  # but for rounding, all of the cell
 
 
 def stretch_masks(masks: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -440,7 +441,7 @@ def read_masks(images: Path, masks: Path, report: ImportReport, noun: str) -> It
         ) -> Iterator[tuple[str, np.ndarray]]:
             folder = masks / own
             for file in sorted(folder.iterdir() if folder.is_dir() else ()):
-                if _is_picture(file):
+                if _is_picture(file) and not file.name.startswith('.'):
                     mask = _open_mask(path_inside(masks, f'{own}/{file.name}'), size)
                     name = re.sub(r'_\d+$', '', file.stem).replace('_', ' ')
                     yield _noun('' if name.isdecimal() else name, noun), _white(mask)

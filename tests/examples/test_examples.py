@@ -32,13 +32,15 @@ def test_they_are_short(path):
     assert len(path.read_text().splitlines()) < 120
 
 
-@pytest.mark.parametrize('backbone', ['resnet10t', 'vit_tiny_patch16_224'])
-def test_simclr_with_a_backbone_of_timm(store, tmp_path, backbone):
+@pytest.mark.parametrize(
+    'backbone, positives',
+    [('resnet10t', 'own'), ('vit_tiny_patch16_224', 'own'), ('resnet10t', 'same_noun')],
+)
+def test_simclr_with_a_backbone_of_timm(store, tmp_path, backbone, positives):
     pytest.importorskip('timm')
     out = tmp_path / 'backbone.pth'
-    losses = load('simclr_timm').train(
-        SimpleNamespace(**OPTIONS, store=store, backbone=backbone, out=out)
-    )
+    own = dict(store=store, backbone=backbone, positives=positives, out=out)
+    losses = load('simclr_timm').train(SimpleNamespace(**OPTIONS, **own))
     assert len(losses) == 2 and all(map(math.isfinite, losses))
     assert torch.load(out, weights_only=True)
 
@@ -71,7 +73,7 @@ def test_mae_in_transformers(store, tmp_path):
 
 
 PROGRAMS = {
-    'simclr_timm': ('timm', dict(backbone='resnet10t')),
+    'simclr_timm': ('timm', dict(backbone='resnet10t', positives='own')),
     'moco_lightly': ('lightly', dict(backbone='resnet18', bank=64)),
     'dino_lightly': ('lightly', dict(backbone='resnet18', prototypes=32)),
     'mae_transformers': ('transformers', dict(patch=16, width=64, depth=1)),

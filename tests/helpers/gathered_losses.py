@@ -7,7 +7,16 @@ from torch import Tensor
 
 from freeatm_mm.pytorch import InstanceDistillation, InstanceInfoNCE, InstanceNTXent
 
-CASES = ('nt_xent', 'other_nouns', 'equation3', 'info_nce', 'distillation')
+CASES = (
+    'nt_xent',
+    'other_nouns',
+    'same_noun',
+    'equation3',
+    'equation3 same_noun',
+    'info_nce',
+    'info_nce same_noun',
+    'distillation',
+)
 #: Instances of the first and of the second process.
 NUMBERS = ((3, 3), (4, 1), (0, 5), (2, 0), (0, 0))
 
@@ -30,15 +39,23 @@ def losses_of(case: str, rows: Tensor, gather: bool, start: int = 0) -> dict[str
     nouns = (start + torch.arange(len(rows))) % 2
     first, second = rows.unbind(1)
     torch.manual_seed(0)
-    if case == 'info_nce':
-        module = InstanceInfoNCE(6, 4, negatives='other_nouns', gather=gather)
+    positives = 'same_noun' if 'same_noun' in case else 'own'
+    if case.startswith('info_nce'):
+        negatives = 'all' if positives == 'same_noun' else 'other_nouns'
+        module = InstanceInfoNCE(6, 4, negatives=negatives, gather=gather, positives=positives)
         loss = module(first, second, nouns)
     elif case == 'distillation':
         module = InstanceDistillation(6, gather=gather)
         loss = module([first, second], [first, second])
     else:
         negatives = 'other_nouns' if case == 'other_nouns' else 'all'
-        module = InstanceNTXent(0.3, negatives, equation3=case == 'equation3', gather=gather)
+        module = InstanceNTXent(
+            0.3,
+            negatives,
+            equation3=case.startswith('equation3'),
+            gather=gather,
+            positives=positives,
+        )
         loss = module(first, second, nouns)
     loss.backward()
     return {'loss': loss.detach(), 'gradient': rows.grad, **module.state_dict()}

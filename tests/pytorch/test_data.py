@@ -258,9 +258,11 @@ def test_what_goes_by_nouns_is_refused_without_them(tmp_path):
         batch = collate_views([dataset[0], dataset[0]])  # its first image has no noun
         assert InstanceNTXent()(features, features, batch.nouns).isfinite()
         for loss in (InstanceNTXent, InstanceInfoNCE):
-            part = loss(negatives='other_nouns', **({} if loss is InstanceNTXent else {'dim': 6}))
-            with pytest.raises(InputError, match="'other_nouns' needs the nouns: .* masks=True"):
-                part(features, features, batch.nouns)
+            for name in ('negatives', 'positives'):
+                value = 'other_nouns' if name == 'negatives' else 'same_noun'
+                part = loss(**{name: value}, **({} if loss is InstanceNTXent else {'dim': 6}))
+                with pytest.raises(InputError, match=f"'{value}' needs the nouns: .* masks=True"):
+                    part(features, features, batch.nouns)
 
 
 def test_views_of_different_sizes_and_grids(tmp_path):

@@ -203,6 +203,44 @@ def test_info_nce_keeps_its_queue_in_training_alone():
     assert set(loss_of.state_dict()) == {'queue', 'pointer', 'queue_nouns'}
 
 
+def test_positives_of_one_noun_are_those_of_the_ops():
+    first, second = torch.randn(2, 5, 6)
+    nouns, queue_nouns = torch.tensor([4, 5, 4, -1, -1]), torch.tensor([5, 4, 4, -1, 7, 5, 5, 5])
+    same = {'positives': 'same_noun'}
+    found = InstanceNTXent(0.2, **same)(first, second, nouns)
+    assert found == ops.instance_nt_xent(first, second, nouns, temperature=0.2, **same)
+    assert found != InstanceNTXent(0.2)(first, second, nouns)
+    found = InstanceNTXent(1, equation3=True, **same)(first, second, nouns)
+    assert found == ops.instance_equation3(first, second, nouns, **same)
+    loss_of = InstanceInfoNCE(6, 8, **same)
+    loss_of.queue_nouns.copy_(queue_nouns)
+    expected = ops.instance_info_nce(
+        first, second, loss_of.queue.clone(), nouns, queue_nouns, **same
+    )
+    assert loss_of(first, second, nouns) == expected
+    # By hand: the mean over positives of the log-softmax over all others.
+    rows = F.normalize(torch.cat([first, second]), dim=1)
+    logits = (rows @ rows.T / 0.2).fill_diagonal_(-torch.inf).log_softmax(1)
+    label = [*nouns[:3].tolist(), 'a', 'b'] * 2  # of an unknown noun there is one instance
+    losses = []
+    for anchor in range(10):
+        others = [n for n in range(10) if n != anchor and label[n] == label[anchor]]
+        losses.append(-logits[anchor, others].mean())
+    torch.testing.assert_close(
+        InstanceNTXent(0.2, **same)(first, second, nouns), torch.stack(losses).mean()
+    )
+    for wrong, said in (
+        ({'positives': 'all'}, "positives 'all' is none of own, same_noun"),
+        ({**same, 'negatives': 'other_nouns'}, 'choose one of the two'),
+    ):
+        with pytest.raises(InputError, match=said):
+            InstanceNTXent(**wrong)
+        with pytest.raises(InputError, match=said):
+            InstanceInfoNCE(**wrong)
+    with pytest.raises(InputError, match="positives 'same_noun' needs the nouns"):
+        InstanceNTXent(**same)(first, second)
+
+
 def test_distillation_is_dinos_cross_entropy():
     random = np.random.default_rng(0)
     student, teacher = random.normal(size=(3, 4, 6)), random.normal(size=(2, 4, 6))

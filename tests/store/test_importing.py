@@ -362,7 +362,7 @@ def test_what_belongs_to_nothing_is_counted(tmp_path, images, capsys):
     folder = make_masks(tmp_path, images)
     (folder / 'other').mkdir()
     (images / 'd.heic').write_bytes(b'')
-    for name in ('ball.gif', 'cat.npy', '.hidden'):
+    for name in ('ball.gif', 'cat.npy', '.hidden', '._dog.png'):
         (folder / 'a b' / name).write_bytes(b'')
     assert exit_code(cli, ['import', 'masks', images, folder, tmp_path / 'store', '--quiet']) == 0
     shown = capsys.readouterr().out
