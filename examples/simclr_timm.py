@@ -106,12 +106,7 @@ if __name__ == '__main__':
     parser.add_argument('store')
     parser.add_argument('--backbone', default='resnet50', help="one of timm's")
     parser.add_argument('--size', type=int, default=224)
-    parser.add_argument(
-        '--positives',
-        choices=('own', 'same_noun'),
-        default='own',
-        help="'same_noun': objects of one noun in all images, too",
-    )
+    parser.add_argument('--positives', choices=('own', 'same_noun'), default='own')
     parser.add_argument('--batch-size', type=int, default=256)
     parser.add_argument('--epochs', type=int, default=100)
     parser.add_argument('--steps', type=int, help='stop after so many')
