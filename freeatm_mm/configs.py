@@ -300,6 +300,9 @@ class ChangesAction(argparse.Action):
         """Parse the values as mmengine's own tools do."""
         from mmengine.config import DictAction
 
+        for value in map(str, values or ()):
+            if not value.partition('=')[1]:
+                raise InputError(f'{option_string} wants KEY=VALUE, got {value!r}')
         action = DictAction(self.option_strings, self.dest, nargs=self.nargs)
         action(parser, namespace, values, option_string)
         for key, given in (str(value).split('=', 1) for value in values or ()):

@@ -180,7 +180,7 @@ def tool(
 
 def pip_install(extra: str) -> str:
     """Return the command that installs one of the package's extras, for messages."""
-    return f"pip install 'freeatm_mm[{extra}]'"
+    return f"in a clone of freeatm_mm, pip install '.[{extra}]'"
 
 
 @contextmanager
@@ -192,6 +192,13 @@ def keeping_tracebacks() -> Iterator[None]:
     try:
         yield
     except FreeATMError:
+        raise
+    except ModuleNotFoundError as error:
+        if error.name == 'mmcv._ext':
+            raise InputError(
+                "this needs mmcv's compiled operators, which pip does not build: "
+                'docs/downstream.md says how to install them'
+            ) from None
         raise
     except _REPORTED as error:
         marked: Any = error

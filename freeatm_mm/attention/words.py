@@ -222,19 +222,17 @@ def _span(prompt: str, noun: Any, number: int) -> Any:
     times = 'once' if len(places) == 1 else f'{len(places)} times'
     if not places:
         advice = _advice(word, prompt)
-        raise ValueError(
-            f'prompt {number}: the noun {word!r} does not stand in {quoted(prompt)}{advice}'
-        )
+        raise ValueError(f'prompt {number}: the noun {word!r} is not in {quoted(prompt)}{advice}')
     if occurrence is None and len(places) > 1:
         where = listed([f'{start}:{end}' for start, end in places], 10)
         raise ValueError(
-            f'prompt {number}: the noun {word!r} stands {times} in {quoted(prompt)} (characters '
+            f'prompt {number}: the noun {word!r} occurs {times} in {quoted(prompt)} (characters '
             f'{where}): choose one by ({word!r}, 1) to ({word!r}, {len(places)}), or by its span '
             '(start, end)'
         )
     if occurrence is not None and occurrence > len(places):
         raise ValueError(
-            f'prompt {number}: the noun {word!r} stands {times} in {quoted(prompt)}, so there is '
+            f'prompt {number}: the noun {word!r} occurs {times} in {quoted(prompt)}, so there is '
             f'no ({word!r}, {occurrence})'
         )
     return places[(occurrence or 1) - 1]

@@ -143,7 +143,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add(
         '--plan',
         action='store_true',
-        help='generate two batches, print shards, bytes and hours of the run, and write nothing',
+        help='generate three batches, print shards, bytes and hours of the run, and write nothing',
     )
     add_engine_options(parser)
     args, named = parse_with_config(parser, argv, ('pipeline', 'prompts', 'out'))

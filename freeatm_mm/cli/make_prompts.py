@@ -52,7 +52,7 @@ def make_imagenet(options: argparse.Namespace) -> Report:
 
     report = run(options, batches, ('count', 'seed', 'under', 'name'), options.count)
     if options.source == 'imagenet':
-        report.counts['sentences that come again'] = grammar.repeats(options.count)
+        report.counts['repeated sentences'] = grammar.repeats(options.count)
     report.counts['classes'] = len(classes)
     return report
 

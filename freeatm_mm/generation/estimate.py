@@ -82,7 +82,7 @@ class RunEstimate:
                 f'device, {_number(hours / workers)} hours ({_number(hours / workers / 24)} days) '
                 f'on {workers}',
                 f'estimated from {counted(self.timed, "image")} generated just now, after one '
-                'batch to warm up; loading the weights and reading the prompts come once a worker',
+                'batch to warm up; loading weights and reading prompts happen once per worker',
                 f'prompts: {self.nouns}',
             ]
         )

@@ -284,7 +284,7 @@ def _given_nouns(given: Any, text: str, counts: Counter[str]) -> tuple[Noun, ...
             except ValueError:
                 pass
         if not places:
-            counts["nouns that were given don't stand in their captions"] += 1
+            counts['nouns that were given are not in their captions'] += 1
         for item in places:
             found.setdefault((item.start, item.end), item)
     return tuple(found[span] for span in sorted(found))

@@ -269,7 +269,7 @@ def caption_batches(
                 counts['skipped: no noun'] += 1
                 continue
             if seen is not None and not seen.add(text):
-                counts['skipped: said before'] += 1
+                counts['skipped: duplicates'] += 1
                 continue
             counts['nouns'] += len(nouns)
             records.append(PromptRecord(name, text, nouns, name.rpartition('-')[0]))

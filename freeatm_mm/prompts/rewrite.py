@@ -282,7 +282,7 @@ def _use(
                     counts['rewritten'] += 1
                     yield PromptRecord(template.id, text, result, f'{template.source}+{name}')
                     continue
-                result = 'said before'
+                result = 'duplicate'
             problem = result
         counts[f'template kept: {problem}'] += 1
         seen.add(template.prompt)

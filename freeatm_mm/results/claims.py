@@ -416,7 +416,8 @@ def claim_page(results: Mapping[str, Any], name: str) -> str:
     claim = CLAIMS[name]
     findings = decide_claim(results, claim)
     primary = findings[: len(claim.comparisons)]
-    lines = [f'# {claim.text}', '', '**' + verdict_line(primary, claim) + '**', '']
+    heading = f'# Claim ({_verdict(primary)}): {claim.text}'
+    lines = [heading, '', '**' + verdict_line(primary, claim) + '**', '']
     looks = ', '.join(f'{look} (p below {bound:.4f})' for look, bound in claim.looks.items())
     lines += [
         f'Rule: {metric_title(claim.metric)}; '
@@ -488,6 +489,18 @@ def _alt_text(findings: list[Finding]) -> str:
     return f'Mean differences with their 95 % intervals in {count}. {decided}.'
 
 
+def _verdict(primary: list[Finding]) -> str:
+    """A claim's verdict in a word: it is shown if all of its comparisons are."""
+    found = [finding.verdict for finding in primary]
+    if set(found) == {'shown'}:
+        return 'shown'
+    return next(
+        verdict
+        for verdict in ('opposite', 'not shown', 'undecidable', 'undecided')
+        if verdict in found
+    )
+
+
 def verdict_line(primary: list[Finding], claim: Claim) -> str:
     """The verdicts of the primary comparisons in one line."""
     parts = []
@@ -498,6 +511,8 @@ def verdict_line(primary: list[Finding], claim: Claim) -> str:
             verdict += f': {finding.seeds} of {max(claim.looks)} seeds'
         elif verdict in ('shown', 'opposite'):
             verdict += f' (at {counted(finding.seeds, "seed")})'
+            if finding.difference and finding.difference.seeds > finding.seeds:
+                verdict += f'; of all {finding.difference.seeds}'
         parts.append(f'{name}: {verdict}, {_interval(finding.difference)}')
     return '; '.join(parts)
 

@@ -202,7 +202,7 @@ def filter_store(
         _LOG.warning('no sample of %s has %s', path, '.'.join(names))
     chosen = np.array(kept, np.int64)
     if not len(chosen):
-        raise StoreError(f'no sample of {path} ({len(store)}) is as asked for; {out} was not made')
+        raise StoreError(f'no sample of {path} ({len(store)}) matches; {out} was not written')
     made_by = {'filtered_by': [str(condition) for condition in conditions]}
     return copy_samples([(store, chosen, '')], out, made_by, samples_per_shard)
 

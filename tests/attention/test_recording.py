@@ -131,7 +131,7 @@ def test_prompts_may_be_called_as_the_pipeline_calls_them(sd):
 def test_generate_refuses(sd):
     recorder = AttentionRecorder(sd)
     for match, arguments, more in (
-        ('stands 2 times', ('a dog and a dog', ['dog']), {}),
+        ('occurs 2 times', ('a dog and a dog', ['dog']), {}),
         ("without an argument 'stepz'", (PROMPTS[0], ['dog']), dict(stepz=3)),
         ('takes the prompts once', (PROMPTS[0], ['dog']), dict(prompt='a cat')),
         ('takes the prompts once', (), dict(nouns=['dog'])),

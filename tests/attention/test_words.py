@@ -75,7 +75,7 @@ def test_what_has_no_name(noun):
 def test_messages_cut_long_prompts():
     prompt = 'a dog ' * 600
     with pytest.raises(
-        ValueError, match=r"'dog' stands 600 times in 'a dog .*3,600 char"
+        ValueError, match=r"'dog' occurs 600 times in 'a dog .*3,600 char"
     ) as refusal:
         spans_of_prompts([prompt], [['dog']])
     assert len(str(refusal.value)) < 600
@@ -127,12 +127,12 @@ def test_automatic_nouns_are_things_that_one_can_see():
             r"2 times.*2:5, 9:12.*\('dog', 1\) to \('dog', 2\)",
         ),
         (['a dog, a dog'], [('dog', 3)], True, r"2 times.*there is no \('dog', 3\)"),
-        (['a dog'], [('dog', 2)], True, 'stands once'),
+        (['a dog'], [('dog', 2)], True, 'occurs once'),
         (['a dog'], [('dog', 0)], True, 'whole number from 1'),
         (['a dog'], [('dog', True)], True, 'whole number from 1'),
-        (['a dog'], ['cat'], True, "prompt 0: the noun 'cat' does not stand in 'a dog'$"),
+        (['a dog'], ['cat'], True, "prompt 0: the noun 'cat' is not in 'a dog'$"),
         (['two dogs'], ['dog'], True, "is part of 'dogs'"),
-        (['a dog'], [''], True, "noun '' does not stand"),
+        (['a dog'], [''], True, "noun '' is not in"),
         (['a dog'], 'dog', True, r"nouns of prompt 0 must be a list, such as \['dog'\]"),
         (['a dog'], [5], True, 'prompt 0: a noun must be a word'),
         (['a dog'], [(2.0, 5)], True, 'prompt 0: a noun must be a word'),

@@ -52,7 +52,7 @@ def test_what_is_not_installed_is_named_with_its_extra(capsys, monkeypatch):
     assert exit_code(cli, ['train', 'config.py']) == 2
     # Which module of mmengine is asked for first depends on what is imported already.
     assert 'mmengine' in (said := capsys.readouterr().err)
-    assert "pip install 'freeatm_mm[core]' brings what train needs" in said
+    assert "pip install '.[core]' brings what train needs" in said
 
 
 def test_tiny_datasets_say_what_brings_mmdet(capsys, monkeypatch, tmp_path):
@@ -60,7 +60,7 @@ def test_tiny_datasets_say_what_brings_mmdet(capsys, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, 'mmdet.datasets', None)
     assert exit_code(cli, ['tiny-datasets', tmp_path, '--layouts', 'coco']) == 2
     said = capsys.readouterr().err
-    assert "pip install 'freeatm_mm[downstream]' brings what tiny-datasets needs" in said
+    assert "pip install '.[downstream]' brings what tiny-datasets needs" in said
 
 
 @pytest.mark.parametrize(

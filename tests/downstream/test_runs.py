@@ -17,6 +17,7 @@ from mmengine.config import Config
 from freeatm_mm import compat
 from freeatm_mm.downstream import runs as downstream
 from freeatm_mm.downstream.runs import BENCHMARKS, DownstreamRun, read_metrics
+from freeatm_mm.errors import InputError
 from freeatm_mm.results import read_results
 
 ROOT = Path(__file__).parents[2]
@@ -468,6 +469,8 @@ def test_a_file_that_is_there_keeps_its_name_in_options(tmp_path, monkeypatch):
         'list': [1, 2],
         'number': 3,
     }
+    with pytest.raises(InputError, match="--cfg-options wants KEY=VALUE, got 'model.queue_len'"):
+        parser.parse_args(['--cfg-options', 'a=1', 'model.queue_len'])
 
 
 def test_slurm(tmp_path, monkeypatch, capsys):

@@ -528,7 +528,7 @@ def test_given_nouns_are_taken_at_all_their_places_and_lost_ones_counted(tmp_pat
     images = list_images(source, tmp_path / 'out', warn=told.append)
     (record,) = ImageFile(images.path)
     assert [(noun.start, noun.end) for noun in record.nouns] == [(2, 5), (12, 15)]
-    assert images.counts["nouns that were given don't stand in their captions"] == 1
+    assert images.counts['nouns that were given are not in their captions'] == 1
     assert images.counts["places where an image should be can't be used"] == 2
     assert told == [
         'train/gone.png: there is no such file; passed over',

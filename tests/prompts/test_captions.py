@@ -762,7 +762,7 @@ def test_batches_say_what_became_of_every_caption():
         'nouns': 4,
         'skipped: empty': 1,
         'skipped: no noun': 1,
-        'skipped: said before': 1,
+        'skipped: duplicates': 1,
         'skipped: more than 60 words': 1,
         'skipped: half a character': 1,
     }

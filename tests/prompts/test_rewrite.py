@@ -203,7 +203,7 @@ def test_each_failure_keeps_its_template_and_is_counted():
         'rewritten': 2,
         'requests': 1,
         'requests whose tokens the server did not count': 1,
-        'template kept: said before': 1,
+        'template kept: duplicate': 1,
         'template kept: fewer than 4 words': 1,
         'template kept: no line for it in the answer': 3,
         'template kept: unsafe word': 1,

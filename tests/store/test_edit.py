@@ -140,7 +140,7 @@ def test_an_empty_part_is_refused_before_anything_is_written(stores, tmp_path):
 def test_filters_keep_what_fits(stores, no_decoding, tmp_path, monkeypatch, conditions, expected):
     parsed = [parse_condition(text) for text in conditions]
     if not expected:
-        with pytest.raises(StoreError, match=r'no sample of .* \(7\) is as asked for'):
+        with pytest.raises(StoreError, match=r'no sample of .* \(7\) matches'):
             filter_store(stores[0], tmp_path / 'out', parsed)
         assert not (tmp_path / 'out').exists()
         return

@@ -512,4 +512,4 @@ def test_an_import_that_fails_is_told_in_its_own_words(tool, monkeypatch, capsys
     err = capsys.readouterr().err
     assert ended.value.code == 2 and 'not installed' not in err and err.count('\n') == 1
     assert 'import of freeatm_mm.generation halted' in err
-    assert "(pip install 'freeatm_mm[generation]' brings what generating needs)" in err
+    assert "pip install '.[generation]' brings what generating needs)" in err

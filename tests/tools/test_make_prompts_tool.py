@@ -74,7 +74,7 @@ def test_imagenet_killed_and_resumed_gives_the_same_bytes(tmp_path):
     assert not path.exists()
     code, out, _ = call('imagenet', path, *arguments)
     assert code == 0 and path.read_bytes() == whole.read_bytes()
-    assert 'before an interruption' in out and 'sentences that come again: 0' in out
+    assert 'before an interruption' in out and 'repeated sentences: 0' in out
     assert sum(1 for _ in read_prompts(path)) == 16_000
     code, _, err = call('imagenet', path, *arguments)
     assert code == 2 and 'exists already' in err and len(err.splitlines()) == 1
