@@ -26,6 +26,7 @@ _MOST_CARDS = 60
 _MOST_TEXT = 100
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0  # seconds, for a server that can't be reached
 _IMAGE, _MASK = re.compile(r'/image/(\d{1,12})'), re.compile(r'/mask/(\d{1,12})/(\d{1,3})')
+_HERE = re.compile(r'(127\.0\.0\.1|localhost)(:\d{1,5})?', re.IGNORECASE)
 _TYPES = {'jpg': 'image/jpeg', 'png': 'image/png'}
 _POLICY = (
     "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; "
@@ -85,9 +86,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer, or say why not."""
-        port = self.server.server_address[1]
-        # Another site's name that was made to lead here must not read the store.
-        if self.headers.get('Host') not in (f'127.0.0.1:{port}', f'localhost:{port}'):
+        # Another site's name that was made to lead here must not read the store. A tunnel may begin
+        # at any port, and keeps its own in the name.
+        if not _HERE.fullmatch(self.headers.get('Host', '')):
             self._send(b'only 127.0.0.1 and localhost are served', status=HTTPStatus.FORBIDDEN)
             return
         try:

@@ -191,8 +191,12 @@ def test_a_browser_that_goes_away_is_no_fault(server, capfd):
 
 def test_the_server_is_for_this_machine_alone(server):
     assert server.server_address[0] == '127.0.0.1'
-    assert get(server, '/cards', host='evil.example')[0].status == 403
-    assert get(server, '/', host=f'localhost:{server.server_address[1]}')[0].status == 200
+    port = server.server_address[1]
+    for host in ('evil.example', f'evil.example:{port}', f'localhost.evil.example:{port}', ':80'):
+        assert get(server, '/cards', host=host)[0].status == 403
+    tunnels = ('localhost:1', '127.0.0.1:65535', 'localhost', 'LocalHost:8080')
+    for host in (f'localhost:{port}', *tunnels):
+        assert get(server, '/', host=host)[0].status == 200
 
 
 def test_damaged_samples_are_counted(tmp_path):
