@@ -22,7 +22,7 @@ from freeatm_mm.miniature.compose import compose_scenes
 from freeatm_mm.miniature.scenes import SIDE, Scene, noun_probabilities
 from freeatm_mm.miniature.sources import NOUNS, load_cutouts
 from freeatm_mm.prompts import PromptRecord
-from freeatm_mm.store import Sample, StoreWriter
+from freeatm_mm.store import Sample, StoreWriter, write_store
 from freeatm_mm.store.export import coco_annotation
 
 __all__ = [
@@ -251,20 +251,14 @@ def export_exact_store(
         workers: Processes; one per core by default.
         samples_per_shard: Samples a shard.
     """
-    writer = StoreWriter(
-        out, samples_per_shard, {'scenes': count, 'seed': seed, 'mask_side': mask_side}
-    )
-    shards = range((count + samples_per_shard - 1) // samples_per_shard)
-    if not all(writer.is_complete(shard) for shard in shards):
+    config = {'scenes': count, 'seed': seed, 'mask_side': mask_side}
+    writer = StoreWriter(out, samples_per_shard, config)
+    if all(writer.is_complete(shard) for shard in range(-(-count // samples_per_shard))):
+        writer.finish(count)
+    else:
         scenes = compose_scenes(sources, 'train', count, seed, workers)
-        for shard in shards:
-            part = [
-                _exact_sample(next(scenes), mask_side)
-                for _ in range(min(samples_per_shard, count - shard * samples_per_shard))
-            ]
-            if not writer.is_complete(shard):
-                writer.write_shard(shard, part)
-    writer.finish(count)
+        samples = (_exact_sample(scene, mask_side) for scene in scenes)
+        write_store(out, samples, samples_per_shard, config)
     return Path(out)
 
 

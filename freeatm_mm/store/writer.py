@@ -8,7 +8,8 @@ import itertools
 import logging
 import tarfile
 import zlib
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -400,6 +401,7 @@ def write_store(
 ) -> int:
     """Write a whole store from samples in order, and return how many there were.
 
+    Samples are taken as they are written; a shard's are never in memory together.
     Shards that are there already are not written again, but their samples are asked for; a loop
     whose samples are dear should use `StoreWriter` and skip them.
 
@@ -407,14 +409,24 @@ def write_store(
         StoreError: As `StoreWriter` does, or if there are no samples.
     """
     writer = StoreWriter(path, samples_per_shard, config)
-    remaining = iter(samples)
     count = 0
+
+    def counting() -> Iterator[Sample]:
+        nonlocal count
+        for sample in samples:
+            count += 1
+            yield sample
+
+    remaining = counting()
     for index in itertools.count():
-        part = list(itertools.islice(remaining, samples_per_shard))
-        if not part:
+        # One sample says whether there is another shard; a shard of photos can fill the memory.
+        first = list(itertools.islice(remaining, 1))
+        if not first:
             break
-        if not writer.is_complete(index):
+        part = itertools.chain(first, itertools.islice(remaining, samples_per_shard - 1))
+        if writer.is_complete(index):
+            deque(part, maxlen=0)  # asked for, so that they are counted
+        else:
             writer.write_shard(index, part)
-        count += len(part)
     writer.finish(count)
     return count

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from helpers.tiny_stores import make_store
 from hypothesis import given
 from hypothesis import strategies as st
 
-from freeatm_mm.store import Store, StoreError, StoreWriter, verify_store, write_store
+from freeatm_mm.store import Sample, Store, StoreError, StoreWriter, verify_store, write_store
 from freeatm_mm.store.layout import TOTALS, dump_manifest
 from freeatm_mm.store.locking import locked_write
 
@@ -257,6 +258,24 @@ def test_an_error_in_the_middle_leaves_nothing_and_resuming_gives_equal_bytes(st
     write_store(path, map(varied_sample, range(7)), 3, {'steps': 5})
     assert (path / 'shard-000000.tar').stat().st_ino == kept  # not written again
     assert folder_bytes(path) == folder_bytes(store_path)
+
+
+def test_a_shard_is_never_in_memory_whole(tmp_path):
+    alive: weakref.WeakSet[Sample] = weakref.WeakSet()
+    most = []
+
+    def samples():
+        for number in range(40):
+            sample = varied_sample(number)
+            alive.add(sample)
+            yield sample
+            most.append(len(alive))
+
+    for _ in range(2):  # written, and then counted alone
+        assert write_store(tmp_path, samples(), 20) == 40
+        assert max(most) < 5
+        most.clear()
+    assert len(Store(tmp_path)) == 40
 
 
 @pytest.mark.parametrize('stop_at', [2, 4])
