@@ -40,8 +40,6 @@ __all__ = ['IMAGE_ENDINGS', 'Found', 'ImageReader', 'find_images']
 IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.jfif')
 #: Bytes of the largest image file that is read.
 MAX_IMAGE_BYTES = 1 << 27
-#: Samples of a store that are listed at once.
-_AT_ONCE = 256
 #: Files kept open at a time.
 _MOST_OPEN = 64
 _METADATA = ('metadata.jsonl', 'metadata.csv', 'metadata.parquet')
@@ -529,11 +527,9 @@ def _store_at(address: str) -> Store:
 
 
 def _in_store(store: Store) -> Iterator[Found]:
-    for first in range(0, len(store), _AT_ONCE):
-        numbers = range(first, min(first + _AT_ONCE, len(store)))
-        for number, raw in zip(numbers, store.read_texts(numbers)):
-            nouns = raw.info['nouns'] or None
-            yield Found(raw.key, {'sample': number}, (raw.info['caption'],), nouns)
+    for number, raw in enumerate(store.texts()):
+        nouns = raw.info['nouns'] or None
+        yield Found(raw.key, {'sample': number}, (raw.info['caption'],), nouns)
 
 
 # What an image's texts say

@@ -216,7 +216,8 @@ def store_diversity(
 
     Args:
         store: The store.
-        limit: Images to look at, evenly spread; nouns are counted in all samples.
+        limit: Images to look at, evenly spread. Nouns are counted in all samples, of which the
+            JSON alone is read.
         features: Returns features (N, D) of images.
         embedding: What these are, for the report.
 
@@ -226,9 +227,9 @@ def store_diversity(
     """
     if limit < 2:
         raise InputError(f'limit must be at least 2, got {limit}')
-    raws = (store.read(number).info for number in range(len(store)))
+    infos = (raw.info for raw in store.texts())
     nouns = noun_coverage(
-        (info['caption'], [Noun.from_json(noun) for noun in info['nouns']]) for info in raws
+        (info['caption'], [Noun.from_json(noun) for noun in info['nouns']]) for info in infos
     )
     numbers = np.unique(np.linspace(0, len(store) - 1, min(limit, len(store))).round().astype(int))
     hashes: list[int] = []

@@ -36,6 +36,8 @@ __all__ = ['Store']
 _MOST_REQUESTS = 16
 #: What samples may be apart, in bytes, to come with one; and what texts alone may.
 _GAP, _GAP_OF_TEXTS = 1 << 18, 1 << 14
+#: Samples whose JSON is read at once, where it is that of all.
+_TEXTS_AT_ONCE = 256
 
 
 class Store(Sequence):
@@ -156,6 +158,15 @@ class Store(Sequence):
             StoreError: If a shard is missing or corrupt; names shard and sample.
         """
         return self._read_many(indices, text_alone=True)
+
+    def texts(self) -> Iterator[RawSample]:
+        """Yield all samples in order with their JSON alone, as `read_texts` gives them.
+
+        Raises:
+            StoreError: If a shard is missing or corrupt; names shard and sample.
+        """
+        for first in range(0, len(self), _TEXTS_AT_ONCE):
+            yield from self.read_texts(range(first, min(first + _TEXTS_AT_ONCE, len(self))))
 
     def _read_many(self, indices: Sequence[int], text_alone: bool = False) -> list[RawSample]:
         places = [self._locate(index) for index in indices]

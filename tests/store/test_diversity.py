@@ -23,6 +23,7 @@ from freeatm_mm.store.diversity import (
     store_diversity,
 )
 from freeatm_mm.store.errors import UnreachableStoreError
+from freeatm_mm.store.export import store_categories
 
 
 def picture(seed, size=(64, 64)):
@@ -94,6 +95,20 @@ def test_a_store_of_copies_is_less_varied_than_one_of_different_images(tmp_path)
     assert varied.nouns.effective_nouns == pytest.approx(2)
     same = store_diversity(store_of(tmp_path / 'same', [picture(0)] * 5))
     assert same.effective_images == pytest.approx(1)
+
+
+def test_nouns_are_counted_without_reading_images(tmp_path, monkeypatch):
+    store = store_of(tmp_path / 'store', map(picture, range(24)))
+    read, real = [], Store._read
+    monkeypatch.setattr(Store, 'read', lambda own, number: read.append(number) or real(own, number))
+    looked_at, get = [], Store.__getitem__
+    monkeypatch.setattr(
+        Store, '__getitem__', lambda own, number: looked_at.append(number) or get(own, number)
+    )
+    found = store_diversity(store, limit=4)
+    assert (found.nouns.nouns, found.nouns.distinct_nouns, found.images) == (24, 2, 4)
+    assert len(looked_at) == 4 and not read
+    assert store_categories(store) == ['cat', 'dog'] and not read
 
 
 def test_images_of_a_server_that_is_away_are_not_counted_as_unreadable(tmp_path, monkeypatch):

@@ -58,10 +58,12 @@ def test_read_gives_the_encoded_parts(store_path):
     assert Store(store_path).read(4).masks_bytes == b''
 
 
-def test_the_texts_of_samples_are_read_alone(store_path):
+def test_the_texts_of_samples_are_read_alone(store_path, monkeypatch):
     store = Store(store_path)
     for text, whole in zip(store.read_texts([6, 0, 4]), store.read_many([6, 0, 4])):
         assert text == whole._replace(image_bytes=b'', image_format='', masks_bytes=b'')
+    monkeypatch.setattr('freeatm_mm.store.reader._TEXTS_AT_ONCE', 3)
+    assert list(store.texts()) == store.read_texts(range(7))
     tar = store_path / 'shard-000000.tar'
     tar.write_bytes(tar.read_bytes().replace(b'"nouns"', b'"novns"', 1))
     with pytest.raises(StoreError, match="shard-000000.tar: sample '000000' is corrupt"):
