@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from freeatm_mm.addresses import local_folder
-from freeatm_mm.errors import counted, pip_install
+from freeatm_mm.errors import counted, listed, pip_install
 from freeatm_mm.paper import THRESHOLD
 from freeatm_mm.store.errors import StoreError
 from freeatm_mm.store.locking import new_folder
@@ -49,18 +49,22 @@ class ExportReport:
     """What an export wrote.
 
     Args:
-        images: Images written.
+        images: Images of which a file was written.
         instances: Nouns with a mask, box, crop or class in the export.
         empty: Masks left out because nothing of them reaches the threshold.
         unlisted: Nouns left out because their category is none of those asked for.
+        left_out: Images of which no file was written as none of their nouns is in the export.
         categories: The categories, in the order of their numbers.
+        unused: Those of them without any instance.
     """
 
     images: int = 0
     instances: int = 0
     empty: int = 0
     unlisted: int = 0
+    left_out: int = 0
     categories: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [
@@ -71,6 +75,15 @@ class ExportReport:
             lines.append(f'{counted(self.empty, "mask")} left out: nowhere at the threshold')
         if self.unlisted:
             lines.append(f'{counted(self.unlisted, "noun")} left out: of a category not asked for')
+        if self.left_out:
+            lines.append(
+                f'{counted(self.left_out, "image")} left out: without a noun in the export'
+            )
+        if self.unused:
+            lines.append(
+                f'{counted(len(self.unused), "category")} without any instance: '
+                + listed([repr(name) for name in self.unused])
+            )
         return '\n'.join(lines)
 
 
@@ -156,7 +169,7 @@ def export_coco(
         threshold: Smallest foreground value of a mask, in [0, 1].
 
     Raises:
-        StoreError: If ``out`` is there, a sample can't be read, or no image has a noun.
+        StoreError: If ``out`` is there, a sample can't be read, or there is no instance to export.
         ValueError: If ``threshold`` is out of range, or there are no categories.
     """
     _coco_mask()  # asked for before anything is made
@@ -170,6 +183,7 @@ def export_coco(
             for image_id, sample in enumerate(run.samples()):
                 name = f'{sample.key}.{sample.image_format}'
                 _write_new(run.folder / 'images' / name, sample.image_bytes)
+                run.report.images += 1
                 width, height = sample.image.size
                 _write_item(
                     image_file,
@@ -225,7 +239,6 @@ def export_mmseg(
     ``reduce_zero_label=False`` and the lines of ``classes.txt`` as ``classes``.
 
     Raises:
-        StoreError: If ``out`` is there, or a sample can't be read.
         StoreError: If a category is called 'background' or isn't one line.
         ValueError: If there are more categories than a label map can hold, or see
             `export_coco`.
@@ -250,6 +263,7 @@ def export_mmseg(
             _write_new(
                 run.folder / 'images' / f'{sample.key}.{sample.image_format}', sample.image_bytes
             )
+            run.report.images += 1
             soft = _soft_masks(sample)
             best = np.full(soft.shape[1:], threshold, np.float32)
             labels = np.zeros(soft.shape[1:], np.uint8)
@@ -288,13 +302,13 @@ def export_class_folders(
                 raise StoreError(f"the category {name!r} can't be the name of a folder")
             _make_category(run.folder / name)
         for sample in run.samples():
-            if not crop:
-                for name in run.listed(sample):
-                    file = run.folder / name / f'{sample.key}.{sample.image_format}'
-                    _write_new(file, sample.image_bytes)
-                    run.report.instances += 1
-                continue
-            for number, mask in run.instances(sample, binary_masks(sample, threshold)):
+            before = run.report.instances
+            for name in () if crop else run.listed(sample):
+                file = run.folder / name / f'{sample.key}.{sample.image_format}'
+                _write_new(file, sample.image_bytes)
+                run.take(name)
+            masks = run.instances(sample, binary_masks(sample, threshold)) if crop else ()
+            for number, mask in masks:
                 rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
                 left, top, right, bottom = map(int, (columns[0], rows[0], columns[-1], rows[-1]))
                 sample.image.crop((left, top, right + 1, bottom + 1)).save(
@@ -302,6 +316,11 @@ def export_class_folders(
                     / run.report.categories[number]
                     / f'{sample.key}_{run.report.instances}.png'
                 )
+            written = run.report.instances > before
+            run.report.images += written
+            run.report.left_out += not written
+        for name in run.unused():
+            (run.folder / name).rmdir()  # torchvision refuses a class without an image
     return run.report
 
 
@@ -427,11 +446,11 @@ class _Run:
             )
         self.report = ExportReport(categories=names)
         self.numbers = {name: number for number, name in enumerate(names)}
+        self._used: set[str] = set()
 
     def samples(self) -> Iterator[Sample]:
         """All samples, one at a time."""
         for index in range(len(self.store)):
-            self.report.images += 1
             yield decode_sample(self.store.read(index))
 
     def listed(self, sample: Sample) -> list[str]:
@@ -454,8 +473,17 @@ class _Run:
             elif not foreground(mask).any():
                 self.report.empty += 1
             else:
-                self.report.instances += 1
+                self.take(noun.name)
                 yield number, mask
+
+    def take(self, name: str) -> None:
+        """Count an instance of a category."""
+        self.report.instances += 1
+        self._used.add(name)
+
+    def unused(self) -> list[str]:
+        """The categories without any instance so far."""
+        return [name for name in self.report.categories if name not in self._used]
 
 
 @contextmanager
@@ -466,7 +494,15 @@ def _export(
         raise ValueError(f'threshold must be above 0 and at most 1, got {threshold}')
     store = Store(path)
     with new_folder(local_folder(out)) as folder:
-        yield _Run(store, folder, categories)
+        run = _Run(store, folder, categories)
+        yield run
+        run.report.unused = run.unused()
+        if not run.report.instances:
+            raise StoreError(
+                f'no noun of the store {store.path} can be exported: '
+                f'{run.report.unlisted:,} of a category not asked for, '
+                f'{run.report.empty:,} with a mask nowhere at the threshold'
+            )
 
 
 def _write_new(file: Path, content: bytes) -> None:

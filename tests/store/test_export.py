@@ -173,6 +173,37 @@ def test_class_folders(path, tmp_path):
     )
 
 
+def test_what_got_nothing_is_named_and_has_no_folder(path, tmp_path):
+    from torchvision.datasets import ImageFolder
+
+    write_store(
+        tmp_path / 'more',
+        [*Store(path), sample('c', [square(8, 0, 0, 4)], ('bird',)), make_sample(3, nouns=0)],
+    )
+    asked = ['bird', 'brid', 'cat']
+    report = export_class_folders(tmp_path / 'more', tmp_path / 'whole', categories=asked)
+    assert (report.images, report.left_out, report.unlisted) == (3, 1, 2)
+    assert len(list((tmp_path / 'whole').rglob('*.png'))) == report.instances == 3
+    assert report.unused == ['brid'] and "1 category without any instance: 'brid'" in str(report)
+    assert '1 image left out: without a noun in the export' in str(report)
+    assert ImageFolder(tmp_path / 'whole').classes == ['bird', 'cat']
+    report = export_class_folders(
+        tmp_path / 'more', tmp_path / 'crops', categories=asked, crop=True
+    )
+    assert (report.images, report.left_out, report.empty) == (2, 2, 1)  # a cat is nowhere
+    for export in (export_coco, export_mmseg):
+        report = export(tmp_path / 'more', tmp_path / export.__name__, categories=asked)
+        assert (report.images, report.left_out, report.unused) == (4, 0, ['brid'])
+        assert report.categories == asked  # their numbers are those asked for
+
+
+@pytest.mark.parametrize('export', [export_coco, export_mmseg, export_class_folders])
+def test_an_export_without_any_instance_is_not_made(path, tmp_path, export):
+    with pytest.raises(StoreError, match='can be exported: 4 of a category not asked for, 0 with'):
+        export(path, tmp_path / 'out', categories=['dgo'])
+    assert sorted(file.name for file in tmp_path.iterdir()) == ['store']
+
+
 @pytest.mark.parametrize(
     'name',
     [
