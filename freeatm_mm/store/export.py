@@ -239,6 +239,7 @@ def export_mmseg(
     ``reduce_zero_label=False`` and the lines of ``classes.txt`` as ``classes``.
 
     Raises:
+        StoreError: If ``out`` is there, a sample can't be read, or there is no instance to export.
         StoreError: If a category is called 'background' or isn't one line.
         ValueError: If there are more categories than a label map can hold, or see
             `export_coco`.
