@@ -31,11 +31,12 @@ _OPACITY = 0.7
 def card(index: int, raw: RawSample) -> dict[str, Any]:
     """Return what the page shows of a sample, as JSON; pictures not among it."""
     nouns = []
-    for number, (noun, (trust, area)) in enumerate(zip(raw.info['nouns'], measures_of(raw))):
+    each = zip(raw.info['nouns'], raw.names(), measures_of(raw))
+    for number, (noun, name, (trust, area)) in enumerate(each):
         nouns.append(
             {
                 'text': noun['text'],
-                'name': raw.names()[number],
+                'name': name,
                 'span': [noun['start'], noun['end']],
                 'trust': None if math.isnan(trust) else round(trust, 3),
                 'size': round(area, 3),

@@ -198,7 +198,7 @@ def make_regions(
         out: The new store's folder.
         segment: Cuts images into regions.
         made_by: What ``segment`` is, JSON values only, for the new store's ``store.json``.
-        samples: Numbers of the samples to take, in this order; None for all.
+        samples: Numbers of the samples to take, in this order, each once; None for all.
         mask_size: Longer side of the masks, in cells; a cell holds the share that is covered.
         min_area: Regions that cover a smaller share of the image are left out.
         most: Regions kept of a sample: the largest.
@@ -208,7 +208,8 @@ def make_regions(
         What was found, in all shards.
 
     Raises:
-        InputError: If a setting is out of range.
+        InputError: If a setting is out of range, or ``samples`` names one twice or one that isn't
+            there.
         StoreError: If a sample can't be read, or ``out`` holds another store.
     """
     if min(mask_size, most) < 1 or not 0 <= min_area < 1:
@@ -227,6 +228,9 @@ def make_regions(
         raise InputError(
             f'{path} has {counted(len(store), "sample")}, and number {beyond[0]} is asked for'
         )
+    ((number, count),) = Counter(numbers).most_common(1)
+    if count > 1:
+        raise InputError(f'sample {number} is asked for {count} times: name each once')
     config = {
         'regions': made_by,
         'mask_size': mask_size,

@@ -20,7 +20,7 @@ from PIL import Image
 from freeatm_mm import cli
 from freeatm_mm.browse import StoreIndex, make_server, write_page
 from freeatm_mm.prompts import Noun
-from freeatm_mm.store import Sample, Store, write_store
+from freeatm_mm.store import RawSample, Sample, Store, write_store
 from freeatm_mm.store.errors import UnreachableStoreError
 
 TRUST = {'a': [0.9, 0.2], 'b': [0.6], 'c': [], 'd': [0.95]}
@@ -146,6 +146,31 @@ def test_the_server_answers(server):
     answer, body = get(server, f'/{content["cards"][0]["nouns"][1]["mask"]}')
     mask = np.asarray(Image.open(io.BytesIO(body)))
     assert mask.shape == (4, 4, 4) and mask[0, 0, 3] > 100 and mask[3, 3, 3] == 0
+
+
+def test_many_nouns_are_named_once_and_each_has_its_mask(tmp_path, monkeypatch):
+    count = 1100
+    names = ' '.join(f'n{number:04d}' for number in range(count))
+    sample = Sample.from_image(
+        'a',
+        Image.new('RGB', (8, 6)),
+        image_format='png',
+        caption=names,
+        nouns=tuple(Noun(names[n : n + 5], n, n + 5) for n in range(0, 6 * count, 6)),
+        masks=np.zeros((count, 2, 2), np.uint8),
+        scales=np.zeros((count, 2), np.float32),
+    )
+    write_store(tmp_path / 'store', [sample])
+    server = make_server(Store(tmp_path / 'store'))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server.reader.join()
+    calls, real = [], RawSample.names
+    monkeypatch.setattr(RawSample, 'names', lambda raw: calls.append(raw) or real(raw))
+    (card,) = json.loads(get(server, '/cards')[1])['cards']
+    assert len(calls) == 1 and card['nouns'][1099]['name'] == 'n1099'
+    assert get(server, f'/{card["nouns"][1099]["mask"]}')[0].status == 200
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,7 @@ def test_a_plain_image_is_one_region(tmp_path):
         ({'min_area': 1.0}, 'below 1'),
         ({'samples': [0, 5]}, 'has 5 samples, and number 5'),
         ({'samples': []}, 'no sample'),
+        ({'samples': [3, 1, 0, 1]}, 'sample 1 is asked for 2 times'),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_written(path, tmp_path, changes, said):
