@@ -130,7 +130,7 @@ def _repair_shard(
         return
     generated = 0
     if not state.tar_sound:
-        samples, generated = _samples(path, number, state, source, notes)
+        samples, generated = _samples(path, number, state, source, notes, writer.config)
         found = writer.write_shard(number, samples, notes)
     else:
         assert state.rows is not None  # a sound tar lists them
@@ -152,6 +152,7 @@ def _writer(path: Path, source: SampleSource | None) -> tuple[StoreWriter, int]:
     if not path.is_dir():
         raise StoreError(f'there is no store at {path}: no such folder')
     file = path / MANIFEST
+    config = None
     try:
         manifest = read_manifest(path)
         config, each = manifest['config'], manifest['samples_per_shard']
@@ -187,9 +188,27 @@ def _writer(path: Path, source: SampleSource | None) -> tuple[StoreWriter, int]:
     if not sound:
         raise StoreError(
             f'{file} is missing, broken or unfinished, and only what made the store '
-            'can write it again: give the pipeline and the prompts'
+            f'can write it again: {_way(file, config)}'
         )
+    assert config is not None  # it is sound
     return StoreWriter(path, each, config), num_samples
+
+
+def _way(record: Path, config: dict[str, Any] | None) -> str:
+    """What makes again what is lost.
+
+    Args:
+        record: The JSON for whose sake it would be taken for there.
+        config: Of the store; None where it can't be read.
+    """
+    remove = f'remove {record.name} and ' if os.path.lexists(record) else ''
+    again = f'{remove}start what made the store again, with the same settings'
+    if config is None:
+        return f'give the pipeline and the prompts if it was generated, else {again}'
+    if 'prompts_sha256' not in config:  # imported, or made of other stores
+        return again
+    source = 'the images' if 'levels' in config else 'the prompts'
+    return f'give the pipeline and {source}'
 
 
 def _vouched_settings(path: Path) -> tuple[dict[str, Any], int, int] | None:
@@ -226,6 +245,7 @@ def _samples(
     state: ShardState,
     source: SampleSource | None,
     notes: dict[str, Any],
+    config: dict[str, Any],
 ) -> tuple[Iterator[Sample | RawSample], int]:
     """The samples of a shard whose tar is not sound, and how many of them are made again.
 
@@ -234,7 +254,7 @@ def _samples(
     """
     name = shard_name(number)
     if state.rows is None and source is None:
-        raise StoreError(f'{name}: nothing is left of it; give the pipeline and the prompts')
+        raise StoreError(f'{name}: nothing is left of it; {_way(path / f"{name}.json", config)}')
     keys = None
     if state.rows is not None:
         keys = [key.decode('ascii', 'replace') for key in state.rows['key']]
@@ -251,8 +271,8 @@ def _samples(
             lost = ', '.join(repr(keys[row]) for row in bad[:5])
             lost += ', ...' if len(bad) > 5 else ''
             raise StoreError(
-                f'{name}: {len(bad)} of its {counted(count, "sample")} lost ({lost}); give the '
-                'pipeline and the prompts to make them again'
+                f'{name}: {len(bad)} of its {counted(count, "sample")} lost ({lost}); '
+                + _way(path / f'{name}.json', config)
             )
     if bad:
         _LOG.info('%s: making %d of %d samples again', name, len(bad), count)

@@ -13,9 +13,12 @@ import pytest
 from helpers.store_samples import assert_same, folder_bytes, varied_sample
 
 from freeatm_mm.store import Store, StoreError, repair_store, verify_store, write_store
+from freeatm_mm.store.edit import filter_store, merge_stores, parse_condition, split_store
 from freeatm_mm.store.layout import dump_manifest
+from freeatm_mm.store.regions import colour_clusters, make_regions
 
 CONFIG = {'steps': 5, 'num_samples': 7}
+AGAIN = 'what made the store again, with the same settings'
 
 
 class Source:
@@ -192,6 +195,61 @@ def test_repair_without_a_source_does_what_it_can_and_says_what_is_left(path):
         repair_store(path)
     with pytest.raises(StoreError, match='no such folder'):
         repair_store(path / 'nowhere')
+
+
+def imported(source, out):
+    write_store(out, map(varied_sample, range(7)), 3, {'imported': 'coco'})
+
+
+def filtered(source, out):
+    filter_store(source, out, [parse_condition('nouns.#>=0')])
+
+
+def merged(source, out):
+    merge_stores([source, source], out, prefixes=['a', 'b'])
+
+
+def divided(source, out):
+    split_store(source, {out: 0.6, out.with_name('rest'): 0.4})
+
+
+def with_regions(source, out):
+    make_regions(source, out, colour_clusters(2), {}, min_area=0)
+
+
+@pytest.mark.parametrize('make', [imported, filtered, merged, divided, with_regions])
+def test_a_store_that_nothing_generated_is_made_whole_as_repair_says(path, tmp_path, make):
+    out = tmp_path / 'out'
+    make(path, out)
+    whole = folder_bytes(out)
+    data = bytearray((out / 'shard-000000.tar').read_bytes())
+    data[700] ^= 1
+    (out / 'shard-000000.tar').write_bytes(data)
+    (left,) = repair_store(out).left
+    assert left.endswith('; remove shard-000000.json and start ' + AGAIN)
+    (out / 'shard-000000.json').unlink()
+    make(path, out)
+    assert folder_bytes(out) == whole
+    for file in out.glob('shard-000000.*'):
+        file.unlink()
+    (left,) = repair_store(out).left
+    assert left.endswith('nothing is left of it; start ' + AGAIN)
+    make(path, out)
+    (out / 'store.json').write_text('{"config"')
+    with pytest.raises(StoreError, match='if it was generated, else remove store.json and start'):
+        repair_store(out)
+    (out / 'store.json').unlink()
+    make(path, out)
+    assert folder_bytes(out) == whole
+
+
+@pytest.mark.parametrize('own, said', [({}, 'prompts'), ({'levels': [0.5]}, 'images')])
+def test_repair_asks_for_what_a_store_was_generated_from(tmp_path, own, said):
+    config = CONFIG | {'prompts_sha256': '0'} | own
+    write_store(tmp_path, map(varied_sample, range(7)), 3, config)
+    change_byte(tmp_path)
+    (left,) = repair_store(tmp_path).left
+    assert left.endswith(f'; give the pipeline and the {said}')
 
 
 def test_samples_that_come_back_otherwise_are_said_to(path):
