@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
@@ -602,8 +602,11 @@ class _FileSystem:
         if scheme == 's3':
             self._fs.retries = 1
         self._limit = {'timeout': DEADLINE} if self._fs.async_impl else {}
-        self._files: dict[str, Any] = {}
-        self._lock = threading.Lock()
+        # The Hub's file system keeps what it lists, entry by entry: a thread that looked in the
+        # meantime would take the rest for missing.
+        self._listing: AbstractContextManager[Any] = (
+            threading.Lock() if scheme == 'hf' else nullcontext()
+        )
 
     def state(self, place: str) -> FileState:
         info = self._info(place)
@@ -612,7 +615,8 @@ class _FileSystem:
         return FileState(int(info['size']), tag)
 
     def _info(self, place: str) -> dict[str, Any]:
-        info = self._fs.info(place, **self._limit)
+        with self._listing:
+            info = self._fs.info(place, **self._limit)
         if info['type'] != 'file':
             raise FileNotFoundError
         return info
@@ -620,18 +624,15 @@ class _FileSystem:
     def read(self, place: str, start: int, stop: int) -> bytes:
         if self._scheme != 'hf':
             return self._fs.cat_file(place, start=start, end=stop, **self._limit)
-        # One file stays open, so that the Hub is asked once for its place; it has one position.
-        with self._lock:
-            file = self._files.pop(place, None) or self._fs.open(place, 'rb', cache_type='none')
-            file.seek(start)
-            data = file.read(stop - start)
-            self._files[place] = file
-            while len(self._files) > 32:
-                del self._files[next(iter(self._files))]
-        return data
+        # What the Hub has told of its place is kept, so that this asks it for the bytes alone.
+        with self._listing:
+            file = self._fs.open(place, 'rb', cache_type='none')
+        file.seek(start)
+        return file.read(stop - start)
 
     def names(self, place: str) -> dict[str, int]:
-        found = self._fs.ls(place, detail=True, **self._limit)
+        with self._listing:
+            found = self._fs.ls(place, detail=True, **self._limit)
         return {
             item['name'].rstrip('/').rpartition('/')[2]: int(item['size'] or 0)
             for item in found
@@ -680,7 +681,6 @@ class _FileSystem:
             revision=places[0].revision,
         )
         self._fs.invalidate_cache()
-        self._files.clear()
 
     def remove(self, place: str) -> None:
         self._fs.rm_file(place)

@@ -158,12 +158,16 @@ class HubServer(ThreadingHTTPServer):
         repos: 'datasets/me/name' or 'models/me/name' -> name of a file -> its bytes.
         commits: (repository, names) of every commit.
         tokens: The tokens that came with requests.
+        asked: The paths that were asked for, one for each request.
+        together: Where it is set, the requests for ranges wait here for each other.
     """
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(('127.0.0.1', 0), _HubHandler)
+        self.asked: list[str] = []
+        self.together: threading.Barrier | None = None
         self.repos: dict[str, dict[str, bytes]] = {}
         self.objects: dict[str, bytes] = {}
         self.commits: list[tuple[str, list[str]]] = []
@@ -192,6 +196,7 @@ class _HubHandler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         self.server.tokens.add(self.headers.get('Authorization'))
         body, path = self._body(), unquote(urlsplit(self.path).path)
+        self.server.asked.append(path)
         if path.startswith('/objects/'):
             self.server.objects[path.removeprefix('/objects/')] = body
             return self._send(b'')
@@ -283,6 +288,8 @@ class _HubHandler(BaseHTTPRequestHandler):
         headers = {'ETag': '"x"', 'X-Repo-Commit': 40 * 'a'}
         if asked is None:
             return self._send(data, 200, **headers)
+        if self.server.together is not None:
+            self.server.together.wait()
         first, _, last = asked.removeprefix('bytes=').partition('-')
         stop = min(int(last) + 1, len(data))
         headers['Content-Range'] = f'bytes {first}-{stop - 1}/{len(data)}'

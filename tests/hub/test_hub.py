@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from freeatm_mm.hub.cards import _plain
 from freeatm_mm.store import (
     Store,
     StoreError,
+    decode_sample,
     masks_per_noun,
     pull_store,
     verify_store,
@@ -134,6 +136,23 @@ def test_a_store_goes_to_the_hub_in_few_commits_and_is_read_there(
         pull_store(address, tmp_path / 'copy')
         assert folder_bytes(tmp_path / 'copy') == folder_bytes(path)
         assert server.tokens == {'Bearer hf_secretofthetest'} | (server.tokens & {None})
+
+
+def test_samples_of_the_hub_are_asked_for_at_the_same_time(path, monkeypatch):
+    """As docs/store.md says of a batch, and each with one request."""
+    with serve_hub(monkeypatch) as server:
+        server.repos['datasets/me/birds'] = folder_bytes(path)
+        store = Store('hf://datasets/me/birds')
+        store.read_many([0, 3, 6])  # now the indexes are here, and the places of the shards known
+        server.asked.clear()
+        server.together = threading.Barrier(3, timeout=20)
+        numbers = [1, 4, 6]  # a shard each
+        for raw, number in zip(store.read_many(numbers), numbers):
+            assert_same(decode_sample(raw), Store(path)[number])
+        assert not server.together.broken
+        assert sorted(name[-len('shard-000000.tar') :] for name in server.asked) == [
+            f'shard-{shard:06d}.tar' for shard in range(3)
+        ]
 
 
 def test_what_a_push_needs_is_said(path, tmp_path, capsys, monkeypatch):
