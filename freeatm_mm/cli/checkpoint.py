@@ -29,7 +29,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         'out', help='file to write (.pth or .safetensors); a folder for huggingface'
     )
-    parser.add_argument('--to', choices=LAYOUTS, required=True, help='whose layout')
+    parser.add_argument(
+        '--to', choices=LAYOUTS, required=True, help="whose layout; a ViT for mmseg's backbone MAE"
+    )
     parser.add_argument(
         '--heads',
         type=whole(1, 4096),
