@@ -378,7 +378,7 @@ def test_an_import_error_inside_diffusers_is_told_in_its_own_words(monkeypatch, 
     with pytest.raises(ValueError, match="installed but can't be imported: .*name 'y' from 'z'"):
         load_pipeline(folder)
     monkeypatch.setitem(sys.modules, 'diffusers', None)
-    with pytest.raises(ValueError, match='needs diffusers: pip install'):
+    with pytest.raises(ValueError, match='needs diffusers: in a clone of freeatm_mm, pip install'):
         load_pipeline(folder)
     monkeypatch.setitem(sys.modules, 'diffusers', diffusers)
 
