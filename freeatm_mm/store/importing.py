@@ -249,10 +249,11 @@ def stretch_masks(masks: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         return np.zeros((0, 0, 0), np.uint8), np.zeros((0, 2), np.float32)
     values = np.stack(masks)
     lowest, highest = values.min((1, 2)), values.max((1, 2))
-    flat = highest == lowest
+    # But for the rounding of shares, which stretched would be a mask of noise.
+    flat = highest - lowest <= 1e-6 * highest
     spread = np.maximum(highest - lowest, 1e-12)[:, None, None]
     stretched = (values - lowest[:, None, None]) / spread
-    stretched[flat & (highest > 0)] = 1.0  # a mask of the whole image
+    stretched[flat] = (highest[flat] > 0)[:, None, None]  # a mask of the whole image, or none
     return (
         np.rint(255 * stretched).astype(np.uint8),
         np.stack([np.where(flat, 0, lowest), highest], axis=1).astype(np.float32),

@@ -121,6 +121,21 @@ def test_a_few_pixels_are_a_small_object(size):
     assert (shrink_mask(np.ones(size, bool), 7) == 1).all()
 
 
+def test_cells_of_one_share_are_flat_and_no_noise():
+    rng = np.random.default_rng(0)
+    for cell in (9, 10, 26, 28):
+        rows = np.arange(cell**2) < cell**2 // 3
+        cells = rng.permuted(np.tile(rows, (16, 16, 1)), axis=2).reshape(16, 16, cell, cell)
+        mask = cells.transpose(0, 2, 1, 3).reshape(16 * cell, 16 * cell)
+        (values,), (scale,) = stretch_masks([shrink_mask(mask, 16)])
+        assert (values == 255).all() and scale[0] == 0
+        assert scale[1] == pytest.approx(rows.mean())
+    almost = np.ones((960, 960), bool)
+    almost[0, 0] = False  # the smallest difference that there is, is one
+    (values,), _ = stretch_masks([shrink_mask(almost, 16)])
+    assert values[0, 0] == 0 and (values == 255).sum() == 255
+
+
 def test_polygons_hold_the_pixels_whose_centres_they_hold():
     theirs = pytest.importorskip('pycocotools.mask')
     path = pytest.importorskip('matplotlib.path')
