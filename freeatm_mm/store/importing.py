@@ -303,27 +303,28 @@ def _noun(name: str, otherwise: str) -> str:
 
 
 def fingerprint(images: Path, masks: Path, out: Path) -> str:
-    """Return a digest that differs for other sources: of JSON, names, and names and sizes of files.
+    """Return a digest that other sources lack: of JSON, classes, and names and sizes of files.
 
     Args:
         images: The folder of images.
         masks: The folder or the file of masks.
-        out: The store that is made of them, which may lie among them and doesn't count.
+        out: The store that is made of them. Stores may lie among them and don't count.
 
     Raises:
-        InputError: If one of them isn't there.
+        InputError: If one of them isn't there, can't be listed, or is `out`.
     """
     digest = hashlib.sha256()
-    classes = [path for path in (masks.parent / 'classes.txt',) if path.is_file()]
+    places = (masks / 'classes.txt', masks.parent / 'classes.txt')
+    classes = [path for path in places if path.is_file()]
     for source in (images, masks, *classes):
         if source.is_file():
             digest.update(file_sha256(source).encode())
             continue
-        for where, folders, names in os.walk(_folder(source)):
-            folders[:] = sorted(
-                name for name in folders if Path(where, name).resolve() != out.resolve()
-            )
-            for name in sorted(names):
+        if source.resolve() == out.resolve():
+            raise InputError(f"{out} holds what is imported and can't be the store: name another")
+        for where, folders, names in _walk(source, ImportReport()):
+            folders[:] = [name for name in folders if Path(where, name).resolve() != out.resolve()]
+            for name in names:
                 path = Path(where, name)
                 size = path.stat().st_size if path.exists() else -1
                 digest.update(os.fsencode(f'{path.relative_to(source)}\0{size}\0'))
@@ -338,7 +339,9 @@ def _folder(path: Path) -> Path:
 
 
 def _walk(folder: Path, report: ImportReport) -> Iterator[tuple[str, list[str], list[str]]]:
-    """As `os.walk`; folders that can't be listed are counted.
+    """As `os.walk`, by name, without hidden entries and stores.
+
+    Folders that can't be listed are counted.
 
     Raises:
         InputError: If the folder itself is none, or can't be listed.
@@ -349,7 +352,17 @@ def _walk(folder: Path, report: ImportReport) -> Iterator[tuple[str, list[str], 
             raise InputError(f"the folder {folder} can't be listed ({error.strerror})")
         report.passed_over += 1
 
-    return os.walk(_folder(folder), onerror=pass_over)
+    for where, folders, names in os.walk(_folder(folder), onerror=pass_over):
+        folders[:] = sorted(
+            name
+            for name in _visible(folders)
+            if not os.path.exists(os.path.join(where, name, MANIFEST))
+        )
+        yield where, folders, sorted(_visible(names))
+
+
+def _visible(names: Iterable[str]) -> Iterator[str]:
+    return (name for name in names if not name.startswith('.'))
 
 
 def _is_picture(path: Path) -> bool:
@@ -357,7 +370,7 @@ def _is_picture(path: Path) -> bool:
 
 
 def _images(folder: Path, masks: Path, report: ImportReport) -> list[str]:
-    """The images in a folder and the folders in it, by name, but for those of masks and stores.
+    """The images in a folder and the folders in it, by name, but for that of masks.
 
     Returns:
         Their paths in the folder, with '/'.
@@ -368,16 +381,11 @@ def _images(folder: Path, masks: Path, report: ImportReport) -> list[str]:
     """
     found = []
     for where, folders, names in _walk(folder, report):
-        own = [Path(where, name) for name in folders if not name.startswith('.')]
+        own = [Path(where, name) for name in folders]
         report.passed_over += sum(path.is_symlink() for path in own)
-        folders[:] = [
-            path.name
-            for path in own
-            if path.resolve() != masks.resolve() and not (path / MANIFEST).exists()
-        ]
-        visible = [name for name in names if not name.startswith('.')]
-        pictures = [name for name in visible if _is_picture(Path(name))]
-        report.passed_over += len(visible) - len(pictures)
+        folders[:] = [path.name for path in own if path.resolve() != masks.resolve()]
+        pictures = [name for name in names if _is_picture(Path(name))]
+        report.passed_over += len(names) - len(pictures)
         found += [Path(where, name).relative_to(folder).as_posix() for name in pictures]
     for name in found:
         path_inside(folder, name)
@@ -423,9 +431,8 @@ def read_masks(images: Path, masks: Path, report: ImportReport, noun: str) -> It
     pictures = _images(images, masks, report)
     folders = set()
     for where, inner, names in _walk(masks, report):
-        visible = [name for name in names if not name.startswith('.')]
-        held = [name for name in visible if _is_picture(Path(name))]
-        report.passed_over += len(visible) - len(held)
+        held = [name for name in names if _is_picture(Path(name))]
+        report.passed_over += len(names) - len(held)
         if held or not inner:
             folders.add(Path(where).relative_to(masks).as_posix())
     known = {_bare(name) for name in pictures}
@@ -500,7 +507,7 @@ def read_labels(images: Path, masks: Path, report: ImportReport, noun: str) -> I
         Path(where, name).relative_to(masks)
         for where, _, inner in _walk(masks, report)
         for name in inner
-        if not name.startswith('.') and name != 'classes.txt'
+        if name != 'classes.txt'
     ]
     labelled = {_bare(path.as_posix()) for path in files if path.suffix == '.png'}
     report.passed_over += sum(path.suffix != '.png' for path in files)

@@ -174,6 +174,31 @@ def test_a_store_among_its_images_can_be_continued(tmp_path, images, capsys):
     assert shown[0] == shown[1]
 
 
+@pytest.mark.parametrize('make', [make_masks, make_labels], ids=['masks', 'labels'])
+def test_stores_and_hidden_files_among_the_sources_change_nothing(tmp_path, images, capsys, make):
+    masks = make(tmp_path, images)
+    words = ['import', make.__name__.removeprefix('make_'), images, masks]
+    shown = []
+    for most in (1, 2, 1, 2):
+        for out in (images / f'{most}', masks / f'{most}'):
+            assert exit_code(cli, [*words, out, '--most', most, '--quiet']) == 0
+            shown.append(capsys.readouterr().out)
+        for folder in (images, masks, *(path for path in masks.iterdir() if path.is_dir())):
+            (folder / '.DS_Store').write_text('x' * len(shown))
+        (images / '.thumbs').mkdir(exist_ok=True)
+        (images / '.thumbs' / f'{len(shown)}.png').write_bytes(b'')
+    assert shown[:4] == shown[4:] and 'skipped' not in ''.join(shown)
+    assert 'no image has it' not in ''.join(shown)
+
+
+def test_the_folder_of_images_or_masks_is_no_store(tmp_path, images, capsys):
+    masks = make_masks(tmp_path, images)
+    for out in (images, masks):
+        assert exit_code(cli, ['import', 'masks', images, masks, out, '--quiet']) == 2
+        assert f"{out} holds what is imported and can't be the store" in capsys.readouterr().err
+        assert not (out / 'store.json').exists()
+
+
 def test_an_empty_line_among_classes_is_refused(tmp_path, images, capsys):
     labels = make_labels(tmp_path, images)
     words = ['import', 'labels', images, labels, tmp_path / 'store', '--quiet']
@@ -182,6 +207,15 @@ def test_an_empty_line_among_classes_is_refused(tmp_path, images, capsys):
     assert 'classes.txt: line 2 is empty, and lines are counted' in capsys.readouterr().err
     (labels / 'classes.txt').write_text('background\ndog\ntennis ball\n\n\n')
     assert exit_code(cli, words) == 0
+
+
+def test_other_classes_are_another_source(tmp_path, images, capsys):
+    labels = make_labels(tmp_path, images)
+    words = ['import', 'labels', images, labels, tmp_path / 'store', '--quiet']
+    assert exit_code(cli, words) == 0
+    (labels / 'classes.txt').write_text('background\ncat\ntennis ball\n')
+    assert exit_code(cli, words) == 2
+    assert 'source_sha256' in capsys.readouterr().err
 
 
 def test_a_class_of_255_counts_in_maps_of_16_bits(tmp_path, images):
