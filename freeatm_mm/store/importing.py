@@ -80,9 +80,11 @@ class ImportReport:
         surplus: Masks left out as the image has more than are wanted: the smallest.
         crowds: Annotations of crowds, left out.
         encoded_anew: Images taken whose bytes a store can't hold as they are.
-        passed_over: Files, of images and of masks, that aren't named as one is, linked folders of
+        passed_over: Files, of images and of masks, that the format doesn't read, linked folders of
             images, and folders that can't be listed.
         unmatched: Masks, or folders of them, that belong to no image.
+        unlisted: Images left out as COCO's or SAM's JSON doesn't name them.
+        ignored: Label maps of 8 bits with 255, though there is a class of that number.
         unusable: Images left out, each with the reason.
     """
 
@@ -95,6 +97,8 @@ class ImportReport:
     encoded_anew: int = 0
     passed_over: int = 0
     unmatched: int = 0
+    unlisted: int = 0
+    ignored: int = 0
     unusable: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -112,10 +116,17 @@ class ImportReport:
             (
                 self.passed_over,
                 'other entry',
-                "skipped: linked folders, folders that can't be listed, and files that are not "
-                + ', '.join(_SUFFIXES),
+                "skipped: linked folders, folders that can't be listed, and files that this format "
+                f"doesn't read (images: {', '.join(_SUFFIXES)}; label maps: .png; SAM's masks: "
+                '.json, not in subfolders)',
             ),
             (self.unmatched, 'name', 'of masks, or folders of them, left out: no image has it'),
+            (self.unlisted, 'image', "left out: not named in the masks' JSON"),
+            (
+                self.ignored,
+                'label map',
+                'of 8 bits with pixels of 255, which are ignored: class 255 needs maps of 16 bits',
+            ),
             (len(self.unusable), 'image', 'left out: not usable'),
         ):
             if count:
@@ -522,6 +533,7 @@ def read_labels(images: Path, masks: Path, report: ImportReport, noun: str) -> I
                 raise InputError(f'{own} is a picture in colours, not of labels')
             for number in np.unique(labels).astype(int).tolist():
                 if number == _IGNORED and (len(classes) <= number or labels.dtype == np.uint8):
+                    report.ignored += len(classes) > number
                     continue
                 if not 0 <= number < len(classes):
                     raise InputError(
@@ -543,6 +555,8 @@ _COCO = {
 
 def read_coco(images: Path, masks: Path, report: ImportReport, noun: str) -> Iterator[Picture]:
     """COCO's instances: `MASKS` is the JSON; polygons and run lengths, crowds left out.
+
+    When all are read, images that it doesn't name are counted.
 
     Raises:
         InputError: If it isn't COCO's JSON.
@@ -566,6 +580,7 @@ def read_coco(images: Path, masks: Path, report: ImportReport, noun: str) -> Ite
     unknown = annotations.keys() - {entry['id'] for entry in content['images']}
     if unknown:
         raise InputError(f'{masks}: annotations of image {min(unknown)}, which is not listed')
+    listed = set()
     for entry in content['images']:
         own = annotations.get(entry['id'], [])
 
@@ -576,8 +591,18 @@ def read_coco(images: Path, masks: Path, report: ImportReport, noun: str) -> Ite
                 yield names[each['category_id']], _segmentation(each.get('segmentation'), size)
 
         path = path_inside(_folder(images), entry['file_name'])
-        yield Picture(
-            path, find, _size_of(entry), name=Path(os.path.relpath(path, images)).as_posix()
+        name = Path(os.path.relpath(path, images)).as_posix()
+        listed.add(name)
+        yield Picture(path, find, _size_of(entry), name=name)
+    _count_unlisted(images, listed, report)
+
+
+def _count_unlisted(images: Path, listed: set[str], report: ImportReport) -> None:
+    """Count the images that the masks' JSON doesn't name; `listed` are the paths that it names."""
+    for where, _, names in _walk(images, report):
+        pictures = [Path(where, name) for name in names if _is_picture(Path(name))]
+        report.unlisted += sum(
+            path.relative_to(images).as_posix() not in listed for path in pictures
         )
 
 
@@ -587,12 +612,23 @@ _SAM = {'image': _IMAGE, 'annotations': [{'segmentation': object}]}
 def read_sam(images: Path, masks: Path, report: ImportReport, noun: str) -> Iterator[Picture]:
     """SAM's masks as SA-1B has them: `MASKS/<image>.json` with run lengths; all of them are `noun`.
 
+    Images may lie among them. When all are read, images that no JSON names are counted.
+
     Raises:
         InputError: If the folder holds no JSON.
     """
-    files = sorted(_folder(masks).glob('*.json'))
+    files = []
+    among_images = masks.resolve().is_relative_to(images.resolve())
+    for where, folders, names in _walk(masks, report):
+        folders[:] = [name for name in folders if Path(where, name).resolve() != images.resolve()]
+        for file in (Path(where, name) for name in names):
+            if file.suffix == '.json' and file.parent == masks:
+                files.append(file)
+            elif not (among_images and _is_picture(file)):  # these are looked at as images
+                report.passed_over += 1
     if not files:
         raise InputError(f'{masks} holds no .json')
+    listed = set()
     for file in files:
         try:
             content = read_json(path_inside(masks, file.name), shape=_SAM)
@@ -608,9 +644,10 @@ def read_sam(images: Path, masks: Path, report: ImportReport, noun: str) -> Iter
             for each in entries:
                 yield noun, _segmentation(each['segmentation'], size)
 
-        yield Picture(
-            path, find, _size_of(image), name=Path(os.path.relpath(path, images)).as_posix()
-        )
+        name = Path(os.path.relpath(path, images)).as_posix()
+        listed.add(name)
+        yield Picture(path, find, _size_of(image), name=name)
+    _count_unlisted(images, listed, report)
 
 
 #: Name of a format -> its reader.

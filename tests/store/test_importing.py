@@ -218,7 +218,7 @@ def test_other_classes_are_another_source(tmp_path, images, capsys):
     assert 'source_sha256' in capsys.readouterr().err
 
 
-def test_a_class_of_255_counts_in_maps_of_16_bits(tmp_path, images):
+def test_a_class_of_255_counts_in_maps_of_16_bits(tmp_path, images, capsys):
     labels = make_labels(tmp_path, images)
     (labels / 'classes.txt').write_text('\n'.join(f'c{number}' for number in range(300)))
     Image.fromarray(np.where(DOG, 255, 256).astype(np.uint16)).save(labels / 'a b.png')
@@ -226,6 +226,7 @@ def test_a_class_of_255_counts_in_maps_of_16_bits(tmp_path, images):
     assert exit_code(cli, words) == 0
     named = [[noun.text for noun in sample.nouns] for sample in Store(tmp_path / 'store')]
     assert named == [['c255', 'c256'], []]  # in 8 bits 255 is what mmseg ignores
+    assert '1 label map of 8 bits with pixels of 255, which are' in capsys.readouterr().out
 
 
 def test_small_objects_keep_a_foreground_and_ranges(tmp_path, images):
@@ -419,6 +420,32 @@ def test_what_belongs_to_nothing_is_counted(tmp_path, images, capsys):
         '1 name of masks, or folders of them, left out' in shown
         and '3 other entries skipped: linked folders' in shown
     )
+
+
+@pytest.mark.parametrize('place', ['.', 'below', '../apart'])
+def test_what_json_does_not_name_is_counted(tmp_path, images, capsys, place):
+    (images / 'more').mkdir()
+    Image.new('L', SIZE[::-1]).save(images / 'more' / 'c.png')
+    coco_json = tmp_path / 'instances.json'
+    coco_json.write_text(json.dumps(coco(images=[{'id': 7, 'file_name': './a b.jpg'}])))
+    content = json.loads(coco_json.read_text())
+    content['annotations'].pop()
+    coco_json.write_text(json.dumps(content))
+    assert exit_code(cli, ['import', 'coco', images, coco_json, tmp_path / 'one', '--quiet']) == 0
+    shown = capsys.readouterr().out
+    assert shown == "1 image with 2 masks\n2 images left out: not named in the masks' JSON\n"
+
+    folder = images / place
+    (folder / 'deep').mkdir(parents=True)
+    for name in ('c.json', 'deep/a b.json', '._c.json'):
+        entry = {'image': {'file_name': 'c.png'}, 'annotations': []}
+        (folder / name).write_text(json.dumps(entry) if name != '._c.json' else '\0')
+    (folder / 'c.txt').write_text('')
+    assert exit_code(cli, ['import', 'sam', images, folder, tmp_path / 'two', '--quiet']) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[:2] == ['1 image with 0 masks', '1 image without a mask']
+    assert shown[2].startswith('2 other entries skipped') and len(shown) == 4
+    assert shown[3] == "2 images left out: not named in the masks' JSON"
 
 
 @pytest.mark.parametrize('make', [make_masks, make_labels], ids=['masks', 'labels'])
