@@ -38,6 +38,7 @@ __all__ = [
     'find_backbone',
     'fit',
     'fit_positions',
+    'is_remote',
     'last_checkpoint',
     'load_weights',
     'local_path',
@@ -49,6 +50,8 @@ __all__ = [
 
 #: The largest file that is fetched, and the slowest that is waited for.
 _MOST_BYTES, _SLOWEST, _PATIENCE = 32 * 2**30, 10_000, 60.0
+#: What images enter by; a network that has to learn it anew isn't the one that was pretrained.
+_FIRST_LAYERS = ('stem.', 'conv1.', 'patch_embed.')
 
 
 def load_weights(checkpoint: str | Path) -> dict[str, Tensor]:
@@ -177,7 +180,7 @@ def check_starts(cfg: Mapping) -> None:
             of mmengine.
     """
     source = cfg.get('load_from')
-    if not source or '://' in str(source) and not str(source).startswith('file://'):
+    if not source or is_remote(source):
         return
     content = read_state(local_path(source), 'meta')
     if not cfg.get('resume'):
@@ -260,6 +263,12 @@ def download(address: str, folder: str | Path | None = None) -> Path:
     return target
 
 
+def is_remote(address: str | Path) -> bool:
+    """Whether it is an address, and not a path or one of ``file://``."""
+    text = str(address)
+    return '://' in text and not text.startswith('file://')
+
+
 def local_path(address: str | Path) -> Path:
     """The path that a ``file://`` address or an ordinary name means."""
     text = str(address)
@@ -313,7 +322,7 @@ def backbone_of(
             check_finite(found, checkpoint)
             return found
     bare = {name: value for name, value in weights.items() if not name.startswith(('fc.', 'head.'))}
-    if not any(name.startswith(('conv1.', 'stem.', 'patch_embed.')) for name in bare):
+    if not any(name.startswith(_FIRST_LAYERS) for name in bare):
         shown = ', '.join(list(weights)[:3])
         raise InputError(
             f'{checkpoint} holds no backbone: no tensor is called {prefix}*, and '
@@ -330,7 +339,7 @@ def read_anywhere(checkpoint: str) -> Any:
         MissingFileError: If there is no such file.
         InputError: If it can't be read or fetched.
     """
-    if '://' not in checkpoint or checkpoint.startswith('file://'):
+    if not is_remote(checkpoint):
         return read_state(local_path(checkpoint))
     from mmengine.runner import CheckpointLoader
 
@@ -346,10 +355,6 @@ def read_anywhere(checkpoint: str) -> Any:
             f'there is no checkpoint {checkpoint}: mmengine knows no '
             f'{str(error.args[0]) if error.args else checkpoint}'
         ) from None
-
-
-#: What images enter by; a network that has to learn it anew isn't the one that was pretrained.
-_FIRST_LAYERS = ('stem.', 'conv1.', 'patch_embed.')
 
 
 @dataclass(frozen=True)

@@ -300,21 +300,17 @@ class ChangesAction(argparse.Action):
         """Parse the values as mmengine's own tools do."""
         from mmengine.config import DictAction
 
+        pairs = {}
         for value in map(str, values or ()):
-            if not value.partition('=')[1]:
+            key, equals, pairs[key] = value.partition('=')
+            if not equals:
                 raise InputError(f'{option_string} wants KEY=VALUE, got {value!r}')
         action = DictAction(self.option_strings, self.dest, nargs=self.nargs)
         action(parser, namespace, values, option_string)
-        for key, given in (str(value).split('=', 1) for value in values or ()):
-            if re.search(r'[\s,\'"()\[\]]', given) and _exists(given):
+        for key, given in pairs.items():
+            named = os.path.exists(os.path.expanduser(given))
+            if named and re.search(r'[\s,\'"()\[\]]', given):
                 getattr(namespace, self.dest)[key] = given
-
-
-def _exists(name: str) -> bool:
-    try:
-        return Path(name).expanduser().exists()
-    except (OSError, RuntimeError, ValueError):  # too long for one, or of no user
-        return False
 
 
 def add_checks(cfg: Any) -> None:

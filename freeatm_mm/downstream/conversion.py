@@ -284,9 +284,9 @@ def resnet_settings(backbone: Mapping[str, Tensor], content: Any) -> str:
     if 'layer1.0.conv2.weight' not in backbone:
         return ''
     shape, settings = resnet_shape(backbone), _settings(content)
-    bottleneck = shape['layer_type'] == 'bottleneck'
+    bottleneck, width = shape['layer_type'] == 'bottleneck', shape['hidden_sizes'][0]
     inner, taken = backbone['layer1.0.conv2.weight'].shape[:2]
-    first = shape['hidden_sizes'][0] // (4 if bottleneck else 1)
+    grouped = inner != taken
     usual = {
         **_RESNET_SETTINGS,
         'stem_channels': 64,
@@ -298,14 +298,14 @@ def resnet_settings(backbone: Mapping[str, Tensor], content: Any) -> str:
     found = {
         **{name: settings.get(name, usual[name]) for name in _RESNET_SETTINGS},
         'stem_channels': shape['embedding_size'],
-        'base_channels': first if inner != taken or not bottleneck else inner,
-        'expansion': shape['hidden_sizes'][0] // inner if inner == taken and bottleneck else 4,
+        'base_channels': width // 4 if grouped else inner,
+        'expansion': width // inner if bottleneck and not grouped else 4,
         'num_stages': len(shape['depths']),
         'groups': inner // taken,
     }
     if not bottleneck:
         found['style'] = usual['style']  # has no effect there
-    if inner != taken:
+    if grouped:
         found['type'] = 'ResNeXt'
     return ', '.join(
         f'{name}={value!r}' for name, value in found.items() if value != usual.get(name)
@@ -423,8 +423,7 @@ def convert_checkpoint(
     settings = _settings(content)
     converted = convert_backbone(backbone, layout, settings)
     state = {name: value.contiguous() for name, value in converted.items()}
-    unusual = resnet_settings(backbone, content)
-    if unusual and layout in ('mmdet', 'mmseg'):
+    if layout in ('mmdet', 'mmseg') and (unusual := resnet_settings(backbone, content)):
         print(f"{checkpoint} is of a ResNet with {unusual}: set this of {layout}'s backbone too")
     if layout == 'mmseg' and 'cls_token' in backbone:
         print(

@@ -160,11 +160,13 @@ def identify(init: str) -> str:
     Raises:
         FileNotFoundError: If it is a checkpoint that isn't there.
     """
-    if init in ('random', 'supervised') or '://' in init and not init.startswith('file://'):
+    if init in ('random', 'supervised'):
         return init
-    from freeatm_mm.checkpoints import local_path
+    from freeatm_mm.checkpoints import is_remote, local_path
     from freeatm_mm.torch_files import check_regular
 
+    if is_remote(init):
+        return init
     return f'sha256:{file_sha256(check_regular(local_path(init)))}'
 
 

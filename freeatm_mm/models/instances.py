@@ -15,7 +15,7 @@ from mmengine.dist import all_gather, get_rank, get_world_size
 from mmpretrain.models.losses import CrossEntropyLoss, cross_entropy
 from torch import Tensor
 
-from freeatm_mm.ops.losses import contrastive_loss, multi_positive_loss, other_positives
+from freeatm_mm.ops.losses import contrastive_loss, other_positives
 from freeatm_mm.ops.pooling import pad_instances
 
 
@@ -161,9 +161,7 @@ class Instances:
         weights = self.weights
         if weights is not None:
             weights = weights.repeat(len(positive) // len(weights))
-        if same is None:
-            return contrastive_loss(positive, negative, temperature, weights)
-        return multi_positive_loss(positive, negative, same, temperature, weights)
+        return contrastive_loss(positive, negative, temperature, weights, same)
 
 
 # Lists of any lengths: with `compile=True` in a config each batch would be compiled anew.

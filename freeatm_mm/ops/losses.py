@@ -95,9 +95,8 @@ def instance_nt_xent(
     """
     logits = nt_xent_logits(_pairs(first, second), nouns, negatives)
     same = other_positives(positives, negatives, nouns, nouns)
-    if same is None:
-        return contrastive_loss(*logits, temperature)
-    return multi_positive_loss(*logits, same.repeat(2, 2), temperature)
+    same = None if same is None else same.repeat(2, 2)
+    return contrastive_loss(*logits, temperature, same=same)
 
 
 def instance_equation3(
@@ -130,9 +129,7 @@ def instance_equation3(
     """
     logits = equation3_logits(_pairs(first, second), nouns, negatives)
     same = other_positives(positives, negatives, nouns, nouns)
-    if same is None:
-        return contrastive_loss(*logits, temperature)
-    return multi_positive_loss(*logits, same, temperature)
+    return contrastive_loss(*logits, temperature, same=same)
 
 
 def instance_info_nce(
@@ -172,9 +169,7 @@ def instance_info_nce(
     )
     logits = info_nce_logits(queries, keys, queue, nouns, queue_nouns, negatives)
     same = other_positives(positives, negatives, nouns, queue_nouns)
-    if same is None:
-        return contrastive_loss(*logits, temperature)
-    return multi_positive_loss(*logits, same, temperature)
+    return contrastive_loss(*logits, temperature, same=same)
 
 
 def nt_xent_logits(
@@ -278,7 +273,11 @@ def info_nce_logits(
 
 
 def contrastive_loss(
-    positive: Tensor, negative: Tensor, temperature: float = 1.0, weights: Tensor | None = None
+    positive: Tensor,
+    negative: Tensor,
+    temperature: float = 1.0,
+    weights: Tensor | None = None,
+    same: Tensor | None = None,
 ) -> Tensor:
     """Compute the mean over anchors of -log(exp(p / T) / (exp(p / T) + sum exp(n / T))).
 
@@ -287,7 +286,11 @@ def contrastive_loss(
         negative: (A, X) n; minus infinity for what is no negative.
         temperature: T, above 0.
         weights: (A,) of the anchors in the mean, not negative; by default all alike.
+        same: (A, X) booleans, which of the negatives are positives after all; with it the loss is
+            `multi_positive_loss`.
     """
+    if same is not None:
+        return multi_positive_loss(positive, negative, same, temperature, weights)
     logits = torch.cat((positive, negative), dim=1) / temperature
     targets = logits.new_zeros(len(logits), dtype=torch.long)
     if weights is None:

@@ -32,7 +32,6 @@ from freeatm_mm.ops import (
     gather_rows,
     gather_rows_with_gradient,
     instance_info_nce,
-    multi_positive_loss,
     nt_xent_logits,
     other_positives,
     process_rank,
@@ -185,11 +184,9 @@ class InstanceNTXent(nn.Module):
                 offset=sum(counts[: process_rank()]) if self.gather else 0,
             )
             same = other_positives(self.positives, self.negatives, nouns, every_noun)
-            if same is None:
-                loss = contrastive_loss(positive, negative, self.temperature)
-            else:
-                same = same if self.equation3 else same.repeat(2, 2)
-                loss = multi_positive_loss(positive, negative, same, self.temperature)
+            if same is not None and not self.equation3:
+                same = same.repeat(2, 2)
+            loss = contrastive_loss(positive, negative, self.temperature, same=same)
         return loss * _share(counts) if len(counts) > 1 else loss
 
 

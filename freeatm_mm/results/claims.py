@@ -45,9 +45,13 @@ _TWELVE = dict(zip((4, 8, 12), THREE_LOOKS))
 _SIX = dict(zip((3, 6), TWO_LOOKS))
 
 
-def _pairs(*pairs: tuple[bool | str, bool | str], regime: str = 'synthetic') -> Any:
+def _pairs(
+    *pairs: tuple[bool | str, bool | str], regime: str = 'synthetic', epochs: float | None = None
+) -> Any:
     """Comparisons of arms by what their rows call their masks."""
-    return tuple(Comparison(Arm(arm, regime), Arm(other, regime)) for arm, other in pairs)
+    return tuple(
+        Comparison(Arm(arm, regime, epochs), Arm(other, regime, epochs)) for arm, other in pairs
+    )
 
 
 def _objects(*metrics: str) -> tuple[Objects, ...]:
@@ -305,23 +309,11 @@ CLAIMS: dict[str, Claim] = {
         'SimCLR still gains by four options together after three times as many steps on 28,000 '
         'images',
         'simclr',
-        tuple(
-            Comparison(Arm('plus', epochs=_SCALES[28_000]), Arm(reference, epochs=_SCALES[28_000]))
-            for reference in (False, True)
-        ),
+        _pairs(('plus', False), ('plus', True), epochs=_SCALES[28_000]),
         Objects('linear_garment'),
         _SIX,
         _objects(*_GARMENTS[1:]),
-        (
-            Comparison(
-                Arm('plus', epochs=_SCALES[28_000]),
-                Arm('same_noun_label', epochs=_SCALES[28_000]),
-            ),
-            Comparison(
-                Arm('same_noun_label', epochs=_SCALES[28_000]),
-                Arm(False, epochs=_SCALES[28_000]),
-            ),
-        ),
+        _pairs(('plus', 'same_noun_label'), ('same_noun_label', False), epochs=_SCALES[28_000]),
     ),
     'plus-mae': _plus(
         'mae',
@@ -363,15 +355,12 @@ CLAIMS: dict[str, Claim] = {
         'simclr',
         (
             Comparison(Arm(True, epochs=_SCALES[28_000]), Arm(True, epochs=_SCALES[2_800])),
-            Comparison(Arm(True, epochs=_SCALES[28_000]), Arm(False, epochs=_SCALES[28_000])),
+            *_pairs((True, False), epochs=_SCALES[28_000]),
         ),
         Objects('linear_garment'),
         _SIX,
         _objects(*_GARMENTS[1:]),
-        tuple(
-            Comparison(Arm(True, epochs=epochs), Arm(False, epochs=epochs))
-            for epochs in (_SCALES[2_800], _SCALES[8_400])
-        ),
+        _pairs((True, False), epochs=_SCALES[2_800]) + _pairs((True, False), epochs=_SCALES[8_400]),
     ),
     'generators': Claim(
         "A better generator's images and masks are better to pretrain on (Table 7)",

@@ -304,25 +304,29 @@ def export_class_folders(
             _make_category(run.folder / name)
         for sample in run.samples():
             before = run.report.instances
-            for name in () if crop else run.listed(sample):
-                file = run.folder / name / f'{sample.key}.{sample.image_format}'
-                _write_new(file, sample.image_bytes)
-                run.take(name)
-            masks = run.instances(sample, binary_masks(sample, threshold)) if crop else ()
-            for number, mask in masks:
-                rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-                left, top, right, bottom = map(int, (columns[0], rows[0], columns[-1], rows[-1]))
-                sample.image.crop((left, top, right + 1, bottom + 1)).save(
-                    run.folder
-                    / run.report.categories[number]
-                    / f'{sample.key}_{run.report.instances}.png'
-                )
+            if crop:
+                _write_crops(run, sample, threshold)
+            else:
+                for name in run.listed(sample):
+                    file = run.folder / name / f'{sample.key}.{sample.image_format}'
+                    _write_new(file, sample.image_bytes)
+                    run.take(name)
             written = run.report.instances > before
             run.report.images += written
             run.report.left_out += not written
         for name in run.unused():
             (run.folder / name).rmdir()  # torchvision refuses a class without an image
     return run.report
+
+
+def _write_crops(run: _Run, sample: Sample, threshold: float) -> None:
+    """Write the box round each noun's mask into the folder of its category."""
+    for number, mask in run.instances(sample, binary_masks(sample, threshold)):
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        left, top, right, bottom = map(int, (columns[0], rows[0], columns[-1], rows[-1]))
+        sample.image.crop((left, top, right + 1, bottom + 1)).save(
+            run.folder / run.report.categories[number] / f'{sample.key}_{run.report.instances}.png'
+        )
 
 
 def _parquet_schema(pa: Any) -> Any:

@@ -23,14 +23,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from freeatm_mm.cli._numbers import whole
 from freeatm_mm.errors import tool
 from freeatm_mm.results import crossed_difference
+from freeatm_mm.results.claims import CLAIMS
 from freeatm_mm.results.outcomes import length_shift
 from freeatm_mm.results.rules import THREE_LOOKS, TWO_LOOKS
 
 #: Seeds and bounds of the looks, by all the seeds that a rule has.
 LOOKS = {6: tuple(zip((3, 6), TWO_LOOKS)), 12: tuple(zip((4, 8, 12), THREE_LOOKS))}
 
-#: Lengths of the schedules of `acceleration-simclr`.
-EPOCHS = (6, 12, 24, 48, 96)
+#: Lengths of the schedules.
+EPOCHS = CLAIMS['acceleration-simclr'].measure.epochs
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
