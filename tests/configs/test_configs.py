@@ -318,11 +318,12 @@ def test_the_documented_iteration_based_config(tmp_path):
     """`docs/pretraining.md`'s snippet, on the miniature: it loads, trains and saves as it says."""
     text = (CONFIGS.parent / 'docs/pretraining.md').read_text()
     snippet = text.split('```python')[1].split('```')[0]
-    assert "_base_ = 'mocov2_freeatm.py'" in snippet
+    base_in_docs = "'freeatm_mm::mocov2_freeatm.py'"
+    assert f'_base_ = {base_in_docs}' in snippet
     base = CONFIGS / 'miniature/mocov2_freeatm.py'
     path = tmp_path / 'iterations.py'
     path.write_text(
-        snippet.replace("'mocov2_freeatm.py'", repr(str(base)))
+        snippet.replace(base_in_docs, repr(str(base)))
         .replace('100_000', '3')
         .replace('interval=5000', 'interval=2')
     )

@@ -409,7 +409,7 @@ def test_of_all_tables_together_one_group_of_rows_is_kept(tmp_path):
     for number in range(6):
         place = {'file': f'{number}.parquet', 'column': 'image'}
         assert [reader.read({**place, 'row': row}) for row in range(4)] == images
-    assert pyarrow.total_allocated_bytes() - before < 12 << 20
+    assert pyarrow.total_allocated_bytes() - before < 16 << 20  # of 24 MB
     for row in (4, -1):
         with pytest.raises(InputError, match="its row can't be read: the file has 4 rows"):
             reader.read({**place, 'row': row})
