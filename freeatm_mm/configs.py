@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -135,7 +134,6 @@ def complete_config(
 
     from freeatm_mm import compat
 
-    _rename_store(cfg)  # of the config: --data-root goes before it, and --cfg-options before both
     if data_root:
         set_data_root(cfg, data_root)
     # Images of one size are stacked; mmdet and mmseg, whose images differ, have their own way.
@@ -150,7 +148,6 @@ def complete_config(
         loader.persistent_workers &= persistent_workers
     if options:
         cfg.merge_from_dict(options)
-    _rename_store(cfg)
     for loader in (cfg[name] for name in _LOADERS if cfg.get(name)):
         if not loader.get('num_workers'):
             loader.persistent_workers = False  # torch refuses it without workers
@@ -351,16 +348,6 @@ def _roots(dataset: Mapping) -> tuple[str, ...]:
     """The folders of a data set's config."""
     root = dataset.get('data_root') or ()
     return (str(root),) if isinstance(root, (str, Path)) else tuple(map(str, root))
-
-
-def _rename_store(cfg: Mapping) -> None:
-    """Let configs and options of before say `store`, for one release."""
-    for _, dataset in find_datasets(cfg):
-        if _is_ours(dataset) and dataset.get('store'):
-            from freeatm_mm.datasets.dataset import STORE_RENAMED
-
-            print(f'warning: {STORE_RENAMED}', file=sys.stderr)
-            dataset['data_root'] = dataset.pop('store')
 
 
 def _split_roots(text: str | Path) -> list[str]:

@@ -142,8 +142,7 @@ def origin_of(content: Any) -> Origin:
     ):
         found = replace(found, epochs=epoch)
     if cfg and not note and not _mapping(cfg.get('model')).get('pretrained'):
-        # `store` in checkpoints from before it was called `data_root`.
-        roots = [each.get('store') or each.get('data_root') for each in _datasets(cfg)]
+        roots = [each.get('data_root') for each in _datasets(cfg)]
         made = [each for root in roots for each in _configs(root)]
         found = replace(found, masks=_with_stores(found.masks, made), **_regime(made))
     return found

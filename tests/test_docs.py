@@ -32,8 +32,6 @@ DOCS = sorted(
 PLACEHOLDERS = ('NAME', 'METHOD', 'FRAMEWORK')
 RECORDS = [name for name in DOCS if re.fullmatch(r'docs/results/(?!README).*', name)]
 """Results keep the command that made them, in the words of its day."""
-GONE = {'CHANGELOG.md': {'freeatm_mm/evaluation'}}
-"""Paths that a changelog names because they are no more."""
 
 
 def text(name: str) -> str:
@@ -68,7 +66,6 @@ def missing_paths(name: str) -> list[str]:
         if '<' not in path
         and not (ROOT / path).exists()
         and not any(word in path for word in PLACEHOLDERS)
-        and path not in GONE.get(name, ())
     ]
 
 

@@ -47,9 +47,6 @@ _OF_MASKS = {
 #: Samples whose files are read before the first of their images is decoded.
 DRAWN_TOGETHER = 32
 
-#: The warning for configs with the old name.
-STORE_RENAMED = 'store of FreeATMDataset is now called data_root; the next release will refuse it'
-
 
 class ImageFolder:
     """The images below a folder, in the order of their paths, read like a store without masks.
@@ -168,7 +165,6 @@ class FreeATMDataset(BaseDataset):
         metainfo: As in mmengine.
         test_mode: As in mmengine.
         lazy_init: As in mmengine.
-        store: What `data_root` was called; to be removed.
 
     Raises:
         StoreError: If a source doesn't exist, is empty, unfinished or damaged, nothing is left of
@@ -196,11 +192,7 @@ class FreeATMDataset(BaseDataset):
         metainfo: dict | None = None,
         test_mode: bool = False,
         lazy_init: bool = False,
-        store: str | Path | Sequence[str | Path] | None = None,
     ) -> None:
-        if store is not None:
-            print_log(STORE_RENAMED, 'current', logging.WARNING)
-            data_root = store
         paths = [data_root] if isinstance(data_root, (str, Path)) else list(data_root)
         if not all(map(str, paths)) or not paths:
             raise StoreError(

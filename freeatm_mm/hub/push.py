@@ -196,8 +196,9 @@ def _architecture(backbone: Mapping[str, Any]) -> str:
     shape = resnet_shape(backbone)
     per_block = 3 if shape['layer_type'] == 'bottleneck' else 2
     inner, taken = backbone['layer1.0.conv2.weight'].shape[:2]
-    kind = 'ResNeXt' if inner != taken else 'ResNet' if inner == 64 else 'wide ResNet'
-    return f'{kind}-{per_block * sum(shape["depths"]) + 2}'
+    name = f'{"ResNet" if inner == taken else "ResNeXt"}-{per_block * sum(shape["depths"]) + 2}'
+    usual = inner == 64 or inner != taken  # whose groups change the first stage's channels, too
+    return name if usual else f'{name} of {inner} channels in its first stage'
 
 
 def push_checkpoint_to_hub(

@@ -202,19 +202,6 @@ def test_pretraining_without_a_data_root_is_told():
         check_datasets(pretraining(None))
 
 
-def test_the_old_name_still_works(tmp_path, capsys):
-    """In a config and, over a config that has the new one, as an option."""
-    for cfg, options in (
-        (Config(dict(train_dataloader=dict(dataset=dict(type='FreeATMDataset', store='s')))), {}),
-        (pretraining('x'), {'train_dataloader.dataset.store': 's'}),
-    ):
-        cfg.launcher, cfg.default_scope = 'none', 'mmpretrain'
-        complete_config(cfg, options=options)
-        assert cfg.train_dataloader.dataset.data_root == 's'
-        assert 'store' not in cfg.train_dataloader.dataset
-        assert 'store of FreeATMDataset is now called data_root' in capsys.readouterr().err
-
-
 def test_batches_of_detection_and_segmentation_keep_their_own_collation():
     for scope, wanted in (('mmpretrain', dict(type='default_collate')), ('mmdet', None)):
         cfg = Config(

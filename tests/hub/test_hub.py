@@ -18,6 +18,7 @@ from freeatm_mm import addresses, cli
 from freeatm_mm.errors import InputError
 from freeatm_mm.hub import Terms, draft_checkpoint, draft_store
 from freeatm_mm.hub.cards import _plain
+from freeatm_mm.hub.push import _architecture
 from freeatm_mm.store import (
     Store,
     StoreError,
@@ -222,6 +223,21 @@ def test_a_checkpoint_gets_a_card_and_files_that_others_load(tmp_path, monkeypat
     assert all(torch.equal(kept[name], value) for name, value in tiny_vit().items())
     with pytest.raises(InputError, match='is no model of the Hub'):
         draft_checkpoint(tmp_path / 'epoch_2.pth', 'hf://datasets/me/x', out, TERMS)
+
+
+@pytest.mark.parametrize(
+    ('depth', 'channels', 'name'),
+    [
+        (50, 64, 'ResNet-50'),
+        (18, 64, 'ResNet-18'),
+        (18, 32, 'ResNet-18 of 32 channels in its first stage'),
+    ],
+)
+def test_cards_say_what_network_it_is(depth, channels, name):
+    backbones = pytest.importorskip('mmpretrain.models.backbones')
+    network = backbones.ResNet(depth, stem_channels=channels, base_channels=channels)
+    assert _architecture(network.state_dict()) == name
+    assert depth != 50 or _architecture(backbones.ResNeXt(50).state_dict()) == 'ResNeXt-50'
 
 
 def test_cards_hold_no_markup_of_others(tmp_path):
