@@ -26,7 +26,7 @@ from freeatm_mm.results import (
 from freeatm_mm.results.claims import Finding
 from freeatm_mm.results.curves import Curve
 
-__all__ = ['claim_plot', 'curve_plot', 'result_plots', 'to_svg']
+__all__ = ['claim_plot', 'claims_plot', 'curve_plot', 'result_plots', 'to_svg']
 
 # Text and axes are drawn in this colour, which to_svg replaces by the page's own.
 _INK = '#010203'
@@ -271,6 +271,66 @@ def claim_plot(findings: list[Finding]) -> Figure:
         axes.invert_yaxis()
         axes.set_xlabel('difference, 95 % interval')
         axes.grid(axis='x')
+    return figure
+
+
+def claims_plot(claims: Mapping[str, list[Finding]]) -> Figure:
+    """What decides each of several claims, one line a comparison, in points of accuracy.
+
+    Args:
+        claims: A claim's name -> its primary comparisons, by measures that are accuracies. Those
+            without an interval are left out.
+    """
+    looks: dict[str, tuple[str, str]] = {  # of line and marker
+        'shown': (_COLOURS[0], _COLOURS[0]),
+        'opposite': (_COLOURS[1], _COLOURS[1]),
+        'not shown': (_INK, _INK),
+        'undecided': (_GREY, 'white'),
+        'undecidable': (_GREY, 'white'),
+    }
+    lines = [
+        (name, each, each.difference)
+        for name, findings in claims.items()
+        for each in findings
+        if each.difference and np.isfinite(each.difference.low)
+    ]
+    found = [each for each in looks if any(each == finding.verdict for _, finding, _ in lines)]
+    with matplotlib.rc_context(_STYLE):
+        figure, (axes,) = _grid(1, 8.0, 1.0 + 0.27 * len(lines))
+        for line, (_, finding, difference) in enumerate(lines):
+            colour, inside = looks[finding.verdict]
+            low, mean, high = (
+                100 * each for each in (difference.low, difference.mean, difference.high)
+            )
+            axes.plot([low, high], [line, line], color=colour)
+            axes.plot(mean, line, 'o', color=colour, markerfacecolor=inside)
+            axes.annotate(
+                f'{difference.seeds}',
+                (1.02, line),
+                xycoords=('axes fraction', 'data'),
+                va='center',
+                fontsize=7.5,
+            )
+        axes.axvline(0, color=_INK, linewidth=0.8)
+        for line, (one, two) in enumerate(zip(lines, lines[1:])):
+            if one[0] != two[0]:
+                axes.axhline(line + 0.5, color=_GREY, linewidth=0.5, alpha=0.5)
+        axes.set_yticks(range(len(lines)), [each.name for _, each, _ in lines], fontsize=7.5)
+        axes.set_ylim(len(lines) - 0.4, -0.6)
+        axes.annotate('seeds', (1.02, -0.9), xycoords=('axes fraction', 'data'), fontsize=7.5)
+        axes.set_xlabel('difference in points of accuracy, 95 % interval')
+        axes.grid(axis='x')
+        axes.legend(
+            [
+                Line2D([], [], marker='o', color=colour, markerfacecolor=inside)
+                for colour, inside in map(looks.__getitem__, found)
+            ],
+            found,
+            loc='lower center',
+            bbox_to_anchor=(0.3, 1.0),
+            ncols=len(found),
+            fontsize=8,
+        )
     return figure
 
 

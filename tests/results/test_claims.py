@@ -10,6 +10,7 @@ from helpers.tools import exit_code, load_tool
 from freeatm_mm.results import new_results, pack_outcomes, read_results, write_results
 from freeatm_mm.results.claims import CLAIMS, claim_page, decide_claim
 from freeatm_mm.results.comparison import holm
+from freeatm_mm.results.plots import claims_plot
 
 OBJECTS = 2000
 METRICS = ('linear_garment', 'knn_garment', 'linear_garment_whole', 'knn_garment_whole')
@@ -135,10 +136,38 @@ def test_the_tool_writes_page_and_plot(tmp_path, capsys):
     assert tool.main([str(path), '--rows', str(more)]) == 0
     assert 'shown (at 4 seeds)' in capsys.readouterr().out
     assert len(read_results(path)['rows']) == 24
+    one = tmp_path / 'contrastive-simclr.json'
+    write_results(one, rows(2, {True: 0.1, 'other_masks': 0.0, False: 0.0}, 'simclr'))
+    overview = tmp_path / 'overview.svg'
+    assert tool.main([str(path), str(one), '--overview', str(overview)]) == 0
+    assert overview.read_text().count('<svg') == 1
     other = tmp_path / 'other.json'
     write_results(other, rows(1, {True: 0.0}))
     assert exit_code(tool, [other]) != 0
     assert 'no claim of that name' in capsys.readouterr().err
+
+
+def test_an_overview_has_a_line_for_each_comparison_with_an_interval():
+    claims = {
+        name: decide_claim(rows(count, {True: 0.1, 'other_masks': 0, False: 0}, method), claim)[:2]
+        for name, method, count in (
+            ('contrastive-mocov2', 'mocov2', 5),
+            ('contrastive-simclr', 'simclr', 2),
+            ('contrastive-mocov2-long', 'mocov2', 1),
+        )
+        for claim in [CLAIMS[name]]
+    }
+    (axes,) = claims_plot(claims).axes
+    first, second = claims['contrastive-mocov2'], claims['contrastive-simclr']
+    assert [each.get_text() for each in axes.get_yticklabels()] == [
+        finding.name for finding in first + second
+    ]
+    assert [each.get_text() for each in axes.get_legend().get_texts()] == ['shown', 'undecided']
+    drawn = [line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 2]
+    for ends, finding in zip(drawn, first + second):
+        np.testing.assert_allclose(
+            ends, [100 * finding.difference.low, 100 * finding.difference.high]
+        )
 
 
 def test_means_are_of_arms_of_one_regime_and_length():

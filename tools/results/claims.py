@@ -3,6 +3,8 @@
     python tools/results/claims.py docs/results/claims/contrastive-mocov2.json
     python tools/results/claims.py claims/acceleration-mocov2.json --rows OUT/*/results.json
 
+    python tools/results/claims.py docs/results/claims/*.json --overview docs/results/claims.svg
+
 Writes NAME.md and NAME.svg beside NAME.json, whose name is that of a claim; with --rows NAME.json,
 too, from the rows of other result files.
 """
@@ -27,6 +29,7 @@ from freeatm_mm.results.claims import (
     has_plot,
     verdict_line,
 )
+from freeatm_mm.results.rules import Objects
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -43,14 +46,21 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="add the rows of these result files that are of the claim's method, or of random "
         'weights, to RESULTS.json, which is made if missing; a row of the same run is replaced',
     )
+    parser.add_argument(
+        '--overview',
+        metavar='FILE.svg',
+        help='draw what decides all of these claims as one plot (those measured by the accuracy on '
+        'single objects)',
+    )
     return parser.parse_args(argv)
 
 
 @tool
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    from freeatm_mm.results.plots import claim_plot, to_svg
+    from freeatm_mm.results.plots import claim_plot, claims_plot, to_svg
 
+    deciding = {}
     for path in map(Path, args.results):
         if path.stem not in CLAIMS:
             raise InputError(
@@ -62,10 +72,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         with atomic_write(path.with_suffix('.md')) as file:
             file.write(claim_page(results, path.stem).encode())
         findings = decide_claim(results, claim)
+        if isinstance(claim.measure, Objects):
+            deciding[path.stem] = findings[: len(claim.comparisons)]
         if has_plot(findings):
             with atomic_write(path.with_suffix('.svg')) as file:
                 file.write(to_svg(claim_plot(findings)).encode())
         print(f'{path.stem}: {verdict_line(findings[: len(claim.comparisons)], claim)}')
+    if args.overview:
+        in_order = {name: deciding[name] for name in CLAIMS if name in deciding}
+        with atomic_write(Path(args.overview)) as file:
+            file.write(to_svg(claims_plot(in_order)).encode())
     return 0
 
 
