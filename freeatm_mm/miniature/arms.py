@@ -148,6 +148,11 @@ ARMS: dict[str, Arm] = {
         ),
         'same_noun, trust, normalized and object_crops together',
     ),
+    'same_noun_crops': Arm(
+        'same_noun_crops',
+        ('model.positives=same_noun', '{viewing}.object_crops=1.0'),
+        'same_noun and object_crops together, the options of plus without trust and normalized',
+    ),
     'felzenszwalb': Arm(
         'felzenszwalb',
         (),

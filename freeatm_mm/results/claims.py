@@ -359,6 +359,16 @@ CLAIMS: dict[str, Claim] = {
     ),
     'plus-mocov2': _plus('mocov2', 'plus', 'four options together', _SIX),
     'plus-simclr': _plus('simclr', 'plus', 'four options together', _TWELVE),
+    'parts-of-plus-simclr': Claim(
+        'SimCLR gains more by two of the four options, same_noun and object_crops, than by all '
+        'four, and than by same_noun alone',
+        'simclr',
+        _pairs(('same_noun_crops', 'plus'), ('same_noun_crops', 'same_noun')),
+        Objects('linear_garment'),
+        _TWELVE,
+        _objects(*_GARMENTS[1:]),
+        _pairs(('same_noun_crops', True), ('same_noun_crops', False), ('plus', 'same_noun')),
+    ),
     'plus-simclr-28000': Claim(
         'SimCLR still gains by four options together after three times as many steps on 28,000 '
         'images',

@@ -66,8 +66,8 @@ def test_all_arms(capsys, tmp_path):
     )
     assert len(commands) == len({shlex.join(command) for command in commands})
     trained = [command for command in commands if command[0] == 'tools/train.py']
-    # generated: 19 arms of the contrastive methods, 14 of MAE; composed: two of each
-    assert len(trained) == 2 * (19 + 19 + 14 + 3 * 2)
+    # generated: 20 arms of the contrastive methods, 14 of MAE; composed: two of each
+    assert len(trained) == 2 * (20 + 20 + 14 + 3 * 2)
     made = {
         f'{command[command.index("--work-dir") + 1]}/epoch_{epoch}.pth'
         for command in trained
