@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, NoReturn
 from freeatm_mm.errors import InputError, MissingFileError, is_distant
 
 __all__ = [
+    'IMAGE_ENDINGS',
     'MAX_BYTES',
     'MAX_DEPTH',
     'MAX_LINE',
@@ -41,6 +42,8 @@ __all__ = [
     'sync_folder',
 ]
 
+#: Endings of images' names, in lower case.
+IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.jfif')
 #: A text or JSON file of more bytes than this is refused, unless the caller sets another limit.
 MAX_BYTES = 1 << 28
 #: A line of more bytes than this is refused, unless the caller sets another limit.

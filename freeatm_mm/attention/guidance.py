@@ -77,14 +77,14 @@ class PromptRows:
 
     def forget(self) -> None:
         """Let go of what the last call was given."""
-        self._last_sample: Tensor | None = None
-        self._last_timestep: Any = None
-        self._last_text: Any = None
         self._texts: list[Any] = []
         self.forget_text()
 
     def forget_text(self) -> None:
         """Take the next embeddings for those of the prompts, in a run of its own."""
+        self._last_sample: Tensor | None = None
+        self._last_timestep: Any = None
+        self._last_text: Any = None
         self._embeddings.forget()
         # Numbers of rows whose order was checked in this run.
         self._checked: set[int] = set()
@@ -92,8 +92,8 @@ class PromptRows:
     def is_extra_pass(self, module: nn.Module, args: tuple, kwargs: dict, sample: Tensor) -> bool:
         """Tell whether a call doesn't generate the prompt, but something to compare it with.
 
-        Guidance that takes several passes gives them one tensor at one noise level. Pipelines that
-        take another tensor for each step, or a caller who takes the same, change the level.
+        Guidance that takes several passes gives them the same images at one noise level. The next
+        step is at another level, or of other images: samplers of second order stay at a level.
 
         Raises:
             ValueError: If another pass isn't known of the family.
@@ -101,7 +101,11 @@ class PromptRows:
         timestep = _call_argument(module, args, kwargs, 'timestep')
         text = _call_argument(module, args, kwargs, 'encoder_hidden_states')
         last_text = self._last_text
-        again = sample is self._last_sample and _is_same_level(timestep, self._last_timestep)
+        # Values are compared only where the text is another tensor: a comparison waits for the GPU.
+        again = (sample is self._last_sample or text is not last_text) and (
+            _is_same_level(timestep, self._last_timestep)
+            and _is_same_sample(sample, self._last_sample)
+        )
         repeated = isinstance(timestep, Tensor) and timestep is self._last_timestep
         self._last_sample, self._last_timestep, self._last_text = sample, timestep, text
         # Skip-layer guidance (SD3) generates the prompt again with some layers left out.
@@ -221,6 +225,15 @@ def _call_argument(module: nn.Module, args: tuple, kwargs: dict, name: str) -> A
         return kwargs.get(name)
     names = list(inspect.signature(module.forward).parameters)
     return argument(args, kwargs, names.index(name), name) if name in names else None
+
+
+def _is_same_sample(sample: Tensor, other: Tensor | None) -> bool:
+    """Tell whether two calls of a denoiser are given the same noisy images."""
+    return sample is other or (
+        other is not None
+        and (sample.shape, sample.dtype, sample.device) == (other.shape, other.dtype, other.device)
+        and torch.equal(sample, other)
+    )
 
 
 def _is_same_level(timestep: Any, other: Any) -> bool:

@@ -152,7 +152,7 @@ class AttentionRecorder:
         resolutions: Feature map sizes to record: an integer is the shorter side, a pair is
             (height, width). ``None``: all.
         steps: Which calls of the denoiser to record, counted from 0, for example
-            ``range(10, 50, 2)``. ``None``: all.
+            ``range(10, 50, 2)``; samplers of second order call it twice in a step. ``None``: all.
         heads: Which heads to record: numbers, the same for all layers, or a mapping from layers
             or blocks to numbers (``{'up_blocks.1': [0, 3]}``; others are left out). ``None``: all.
         separate: What to keep apart, so that `masks` can choose among it afterwards:

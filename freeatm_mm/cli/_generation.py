@@ -164,7 +164,7 @@ def add_mask_options(parser: argparse.ArgumentParser, stages: bool = False) -> N
         '--mask-steps',
         type=numbers(':'),
         metavar='START:STOP[:STRIDE]',
-        help='steps, counted from 0, such as 0:25:3',
+        help='steps of the sampler, counted from 0, such as 0:25:3',
     )
     masks.add_argument(
         '--mask-probability',

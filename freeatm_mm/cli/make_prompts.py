@@ -31,6 +31,7 @@ from freeatm_mm.prompts.language_models import LocalModel, ServerModel
 from freeatm_mm.prompts.nouns import NounFinder, SpacyTagger, TextBlobTagger
 from freeatm_mm.prompts.reading import read_text
 from freeatm_mm.prompts.rewrite import Checks, Prices, read_words, rewrite_batches, unsafe_words
+from freeatm_mm.prompts.tables import source_state
 
 # Items in one line of the journal: what a killed run may have to do again.
 BATCH = 4000
@@ -170,8 +171,8 @@ def run(
             if isinstance(value, Path)
             else value
         )
-    if getattr(options, 'file', None) and options.file.is_file():
-        settings['size of the file'] = options.file.stat().st_size
+    if getattr(options, 'file', None) and options.file.exists():
+        settings['content of the source'] = source_state(options.file)
 
     def shown(read: int, seen: SeenTexts, counts: Counter) -> Iterable[Batch]:
         with progress_bar(total=total, initial=read, unit=' read', disable=options.quiet) as bar:

@@ -28,16 +28,14 @@ from typing import Any
 
 from freeatm_mm.addresses import UnreachableError, file_here, is_address
 from freeatm_mm.errors import InputError, MissingFileError, listed, pip_install
-from freeatm_mm.files import open_regular, parse_json, read_bytes, read_json
+from freeatm_mm.files import IMAGE_ENDINGS, open_regular, parse_json, read_bytes, read_json
 from freeatm_mm.generation.outcomes import SourceError
 from freeatm_mm.prompts.tables import TEXT_FIELDS, read_rows
 from freeatm_mm.store import Store, StoreError
 from freeatm_mm.store.layout import MANIFEST
 
-__all__ = ['IMAGE_ENDINGS', 'Found', 'ImageReader', 'find_images']
+__all__ = ['Found', 'ImageReader', 'find_images']
 
-#: Endings of files that are taken for images.
-IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.jfif')
 #: Bytes of the largest image file that is read.
 MAX_IMAGE_BYTES = 1 << 27
 #: Files kept open at a time.

@@ -167,8 +167,27 @@ def add_loras(pipe: Any, loras: Sequence[tuple[Path, float]]) -> None:
                 'matrices have a place there'
             )
     pipe.set_adapters(names, [weight for _, weight in loras])
-    pipe.fuse_lora(adapter_names=names)
+    # By default diffusers leaves out some that it has loaded, such as Flux's text encoder.
+    parts = [part for part in pipe._lora_loadable_modules if getattr(pipe, part, None) is not None]
+    pipe.fuse_lora(components=parts, adapter_names=names)
+    _check_fused(pipe)
     pipe.unload_lora_weights()
+
+
+def _check_fused(pipe: Any) -> None:
+    """Refuse LoRAs of which a part would be let go of, not being in the weights.
+
+    Raises:
+        LoraError: Saying where.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    for part, component in pipe.components.items():
+        for module in component.modules() if isinstance(component, torch.nn.Module) else ():
+            if isinstance(module, LoraLayer) and set(module.r) - set(module.merged_adapters):
+                raise LoraError(
+                    f'diffusers does not fuse LoRAs into the {part} of {type(pipe).__name__}'
+                )
 
 
 def _check_lora(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +54,28 @@ class Recorded:
     partial: dict[int, str] = field(default_factory=dict)
 
 
+def _calls_of_steps(pipe: Any, steps: range, count: int) -> Container[int]:
+    """Which calls of the denoiser make some of the steps, as the recorder counts them.
+
+    PNDM, Stable Diffusion's own, calls it once more than it has steps, and samplers of second order
+    twice in each step but the last.
+
+    Args:
+        pipe: The pipeline.
+        steps: Numbers of steps.
+        count: How many there are.
+    """
+    from diffusers import PNDMScheduler
+
+    scheduler = getattr(pipe, 'scheduler', None)
+    if getattr(scheduler, 'order', 1) < 2 and not isinstance(scheduler, PNDMScheduler):
+        return steps
+    scheduler = type(scheduler).from_config(scheduler.config)
+    scheduler.set_timesteps(count)
+    calls = len(scheduler.timesteps)
+    return frozenset(call for call in range(calls) if call * count // calls in steps)
+
+
 class MaskRecorder:
     """Records the masks of batch after batch with the same options.
 
@@ -100,12 +122,13 @@ class MaskRecorder:
         options.pop('stage', None)
         self._propagate, self._crf = options.pop('propagate', 0), options.pop('crf', 0)
         if options.get('steps') is not None:  # else all, as of the recorder
-            options['steps'] = range(*options['steps'])
-            if not set(options['steps']).intersection(range(count)):
+            chosen = range(*options['steps'])
+            if not set(chosen).intersection(range(count)):
                 raise ValueError(
                     f'masks of the steps {masks["steps"]} are none of the '
                     f'{counted(count, "step")}, counted from 0'
                 )
+            options['steps'] = _calls_of_steps(self._pipe, chosen, count)
         if self._propagate:
             options['self_attention'] = 32
         self._options |= options

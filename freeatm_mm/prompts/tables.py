@@ -12,7 +12,9 @@ from __future__ import annotations
 import bz2
 import csv
 import gzip
+import hashlib
 import io
+import json
 import lzma
 import os
 import re
@@ -26,7 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from freeatm_mm.errors import first_line, pip_install
+from freeatm_mm.errors import counted, first_line, pip_install
+from freeatm_mm.files import IMAGE_ENDINGS
 from freeatm_mm.prompts.reading import (
     check_text_encoding,
     excerpt,
@@ -35,7 +38,10 @@ from freeatm_mm.prompts.reading import (
     read_lines,
 )
 
-__all__ = ['TEXT_FIELDS', 'Row', 'read_rows']
+__all__ = ['TEXT_FIELDS', 'Row', 'read_rows', 'source_state']
+
+#: Bytes of a file's beginning and end that tell whether it is the same one.
+_COMPARED = 1 << 16
 
 #: The fields that hold a caption, in any case; the first of them counts.
 TEXT_FIELDS = (
@@ -149,14 +155,40 @@ def read_rows(path: str | Path, fields: Collection[str] = ()) -> Iterator[Row]:
     return _file_rows(path, path, fields)
 
 
+def source_state(path: str | Path) -> str:
+    """Say in a few words what a file or folder of captions is, to tell whether it has changed.
+
+    By names and sizes, and of a single file by its beginning and end: no whole file is read.
+
+    Args:
+        path: As for `read_rows`.
+    """
+    path, state, count = Path(path), hashlib.sha256(), 0
+    if not path.is_dir():
+        with open_regular(path, 'caption file') as file:
+            size = os.fstat(file.fileno()).st_size
+            state.update(file.read(_COMPARED))
+            file.seek(max(0, size - _COMPARED))
+            state.update(file.read(_COMPARED))
+        return f'{size:,} bytes, {state.hexdigest()[:16]}'
+    for where, folders, names in os.walk(path):
+        folders.sort()
+        for name in sorted(filter(_may_hold_captions, names)):
+            found = Path(where, name)
+            size = 0 if found.is_symlink() else found.stat().st_size
+            state.update(json.dumps([str(found.relative_to(path)), size]).encode())
+            count += 1
+    return f'{counted(count, "file")}, {state.hexdigest()[:16]}'
+
+
 def _file_rows(
-    path: Path, name: Path, fields: Collection[str], small: bool = False
+    path: Path, name: Path, fields: Collection[str], small: bool = False, of_image: bool = False
 ) -> Iterator[Row]:
     with ExitStack() as stack:
         try:
             file = stack.enter_context(open_regular(path, 'caption file'))
             file, inner = _unpacked(file, name, stack)
-            yield from _rows_of(file, name, inner, fields, small)
+            yield from _rows_of(file, name, inner, fields, small, of_image)
         except _WRONG_FILE as error:
             raise ValueError(f'{name} is damaged: {error}') from None
         except OSError as error:
@@ -250,7 +282,12 @@ def _pyarrow(what: str) -> Any:
 
 
 def _rows_of(
-    file: BinaryIO, name: Path, inner: str, fields: Collection[str], small: bool
+    file: BinaryIO,
+    name: Path,
+    inner: str,
+    fields: Collection[str],
+    small: bool,
+    of_image: bool = False,
 ) -> Iterator[Row]:
     start = file.peek(512)  # type: ignore[attr-defined]
     try:
@@ -271,9 +308,18 @@ def _rows_of(
         if ending == '.json' or first in (b'[', b'{'):
             row = _one_object(file, name) if first == b'{' and file.seekable() else None
             return _json_items(file, name, fields) if row is None else iter((row,))
-    if small and ending == '.txt':
+    if small and ending == '.txt' and (of_image or _is_one_line(file)):
         return _whole_text(file, name)
     return _table_rows(file, name, ending)
+
+
+def _is_one_line(file: BinaryIO) -> bool:
+    """Whether a small text, which no image lies beside, is one caption and no list of them."""
+    if not file.seekable():
+        return False
+    lines = file.read(LONGEST_ROW + 1).split(b'\n')
+    file.seek(0)
+    return sum(map(bool, map(bytes.strip, lines))) < 2
 
 
 def _whole_text(file: BinaryIO, name: Path) -> Iterator[Row]:
@@ -708,6 +754,24 @@ def _tar_rows(file: BinaryIO, name: Path, fields: Collection[str]) -> Iterator[R
 _BEST_FIRST = ('.parquet', '.tar', '.jsonl', '.ndjson', '.json', '.csv', '.tsv', '.txt', '.caption')
 
 
+def _unpacked_name(name: str) -> str:
+    """A file's name in lower case, without the endings of what it is packed with."""
+    plain = name.lower()
+    for packed in _PACKED:
+        plain = plain.removesuffix(packed) if packed != '.zip' else plain
+    return plain
+
+
+def _may_hold_captions(name: str) -> bool:
+    """Whether a file of a folder is one to read, by its name."""
+    stem, ending = os.path.splitext(_unpacked_name(name))
+    return (
+        ending in _BEST_FIRST
+        and not stem.endswith(('_stats', '_urls'))
+        and not name.startswith('.')
+    )
+
+
 def _folder_rows(folder: Path, fields: Collection[str]) -> Iterator[Row]:
     number = 0
     found = False
@@ -719,21 +783,17 @@ def _folder_rows(folder: Path, fields: Collection[str]) -> Iterator[Row]:
             number += 1
             yield Row(number, os.path.join(where, link), None, 'a link in a folder')
         chosen: dict[str, str] = {}
-        for name in sorted(names):
-            plain = name.lower()
-            for packed in _PACKED:
-                plain = plain.removesuffix(packed) if packed != '.zip' else plain
-            stem, ending = os.path.splitext(plain)
-            if (
-                ending not in _BEST_FIRST
-                or stem.endswith(('_stats', '_urls'))
-                or (name.startswith('.'))
-            ):
-                continue
+        for name in sorted(filter(_may_hold_captions, names)):
+            stem, ending = os.path.splitext(_unpacked_name(name))
             other = chosen.get(stem)
             if other is None or _BEST_FIRST.index(ending) < _rank(other):
                 chosen[stem] = name
-        for name in sorted(chosen.values()):
+        images = {
+            os.path.splitext(name.lower())[0]
+            for name in names
+            if name.lower().endswith(IMAGE_ENDINGS)
+        }
+        for stem, name in sorted(chosen.items(), key=lambda item: item[1]):
             found = True
             path = Path(where, name)
             place = path.relative_to(folder)
@@ -742,9 +802,7 @@ def _folder_rows(folder: Path, fields: Collection[str]) -> Iterator[Row]:
                 yield Row(number, str(place), None, 'a link in a folder')
                 continue
             try:
-                for row in _file_rows(
-                    path, place, fields, small=not name.lower().endswith('_captions.txt')
-                ):
+                for row in _file_rows(path, place, fields, True, stem in images):
                     number += 1
                     yield Row(number, row.place, row.value, row.problem, row.order)
             except (ValueError, FileNotFoundError) as error:

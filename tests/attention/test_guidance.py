@@ -191,17 +191,26 @@ def test_steps_that_generate_one_tensor_are_steps_of_their_own(guidance):
     assert recorder.num_steps == 4
 
 
-def test_guidance_by_two_calls_of_a_unet_is_refused():
+@pytest.mark.parametrize('scaled', [lambda noisy: noisy, torch.clone], ids=['one', 'equal'])
+def test_guidance_by_two_calls_of_a_unet_is_refused(scaled):
+    """Also where each call is given images of its own, by `scale_model_input` for example."""
     pipe = tiny_stable_diffusion()
     noisy = torch.zeros(2, 4, 16, 16)
     with AttentionRecorder(pipe, PROMPTS, NOUNS) as recorder, torch.no_grad():
         with_prompt, without = pipe.encode_prompt(PROMPTS, 'cpu', 1, True)
         for timestep in (500, 100):  # one tensor at several levels is no guidance
-            pipe.unet(noisy, timestep, with_prompt)
-            pipe.unet(noisy, timestep, with_prompt.clone())
+            pipe.unet(scaled(noisy), timestep, with_prompt)
+            pipe.unet(scaled(noisy), timestep, with_prompt.clone())
         with pytest.raises(ValueError, match='StableDiffusionPipeline called its unet twice for'):
-            pipe.unet(noisy, 100, encoder_hidden_states=without)
+            pipe.unet(scaled(noisy), 100, encoder_hidden_states=without)
     assert recorder.num_steps == 4
+    told = dict(columns=[[[2]], [[2]]], nouns=[['dog']] * 2)
+    with AttentionRecorder(pipe, PROMPTS, **told) as recorder, torch.no_grad():
+        pipe.unet(scaled(noisy), 500, with_prompt)
+        pipe.unet(scaled(noisy + 1), 500, without)  # a second call at a level, of other images
+        with pytest.raises(ValueError, match='StableDiffusionPipeline called its unet twice for'):
+            pipe.unet(scaled(noisy + 1), 500, with_prompt)
+    assert recorder.num_steps == 2
 
 
 @pytest.mark.parametrize('guidance', [4.0, 1.0])

@@ -11,6 +11,7 @@ import time
 from importlib import metadata
 from types import SimpleNamespace
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -31,6 +32,7 @@ from freeatm_mm.attention import (
 from freeatm_mm.errors import InputError
 from freeatm_mm.generation import ShardSource, generate, sample_seed
 from freeatm_mm.generation.generate import SharedProgress
+from freeatm_mm.generation.masks import MaskRecorder
 from freeatm_mm.prompts import Noun, PromptRecord
 from freeatm_mm.store import Store, StoreError, StoreWriter, repair_store, verify_store
 from freeatm_mm.store.locking import locked_write
@@ -496,6 +498,42 @@ def test_arguments_out_of_range_are_refused(pipe, tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         run(pipe, tmp_path / 'out', **change)
     assert not list(tmp_path.glob('out/shard-*'))
+
+
+@pytest.mark.parametrize(
+    'scheduler, calls',
+    [
+        ('EulerDiscreteScheduler', 10),
+        ('PNDMScheduler', 11),
+        ('HeunDiscreteScheduler', 19),
+        ('KDPM2DiscreteScheduler', 19),
+    ],
+)
+def test_steps_of_masks_are_steps_whatever_the_sampler(scheduler, calls):
+    """The last four of ten, though the denoiser is called more often."""
+    pipe = tiny_stable_diffusion()
+    more = {'skip_prk_steps': True} if scheduler == 'PNDMScheduler' else {}
+    pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config, **more)
+    masks = MaskRecorder(
+        pipe, {'steps': [6, 10]}, steps=10, lost_nouns='raise', call_options={}, check_prompts=True
+    )
+    recorder, _ = masks.recorder([PROMPTS[0]])
+    seen, recorded = [], []
+
+    def watch(module, args, kwargs, output):
+        seen.append(float(args[1] if len(args) > 1 else kwargs['timestep']))
+        if recorder.num_steps > len(recorded):
+            recorded.append(seen[-1])
+
+    with recorder:
+        pipe.unet.register_forward_hook(watch, with_kwargs=True)
+        pipe(PROMPTS[0].prompt, num_inference_steps=10, output_type='latent')
+    assert len(seen) == calls
+    assert recorded == seen[-len(recorded) :]
+    if scheduler == 'KDPM2DiscreteScheduler':  # whose second calls are at levels between
+        assert len(recorded) == 7
+    else:
+        assert set(recorded) == set(sorted(set(seen))[:4])
 
 
 def test_the_progress_bar_of_the_pipeline_comes_back(pipe, tmp_path):

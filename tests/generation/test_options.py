@@ -15,6 +15,7 @@ from helpers.tiny_generators import tiny_flux
 from helpers.tiny_pipelines import save_tiny_lora, tiny_stable_diffusion, tiny_stable_diffusion_xl
 from helpers.tiny_variants import tiny_sana_sprint
 from helpers.tools import exit_code, load_tool
+from safetensors.torch import save_file
 
 from freeatm_mm.errors import InputError
 from freeatm_mm.generation import (
@@ -26,7 +27,7 @@ from freeatm_mm.generation import (
     sample_seed,
 )
 from freeatm_mm.generation.calls import sampling_defaults
-from freeatm_mm.generation.loras import parse_lora
+from freeatm_mm.generation.loras import add_loras, parse_lora
 from freeatm_mm.prompts import Noun, PromptRecord, write_prompts
 from freeatm_mm.store import Store, StoreError, verify_store
 
@@ -123,6 +124,48 @@ def test_loras_are_in_the_weights_and_in_the_records(folder, lora, tmp_path):
     again = GenerationJob.of_store(*paths, device='cpu', loras=(f'{lora}:0.5',)).source()
     assert again.config == store.config
     assert list(verify_store(tmp_path / 'store', source=again)) == []
+
+
+@pytest.mark.parametrize('parts', [('transformer', 'text_encoder'), ('text_encoder',)])
+def test_loras_are_in_all_networks_that_they_are_made_for(tmp_path, parts):
+    """diffusers fuses that of Flux's text encoder only if it is told to."""
+    peft = pytest.importorskip('peft')
+    pipe = tiny_flux()
+    pipe.save_pretrained(tmp_path / 'pipe')
+    tensors = {}
+    for part, layer in (('transformer', 'to_q'), ('text_encoder', 'q_proj')):
+        network = getattr(pipe, part)
+        network.add_adapter(peft.LoraConfig(r=2, lora_alpha=2, target_modules=[layer]))
+        state = peft.get_peft_model_state_dict(network)
+        if part in parts:
+            tensors |= {f'{part}.{key}': torch.ones_like(value) for key, value in state.items()}
+    save_file(tensors, tmp_path / 'style.safetensors')
+    plain = load_pipeline(tmp_path / 'pipe', device='cpu').pipe
+    styled = load_pipeline(
+        tmp_path / 'pipe', device='cpu', loras=[f'{tmp_path}/style.safetensors:0.5']
+    ).pipe
+    for part in ('transformer', 'text_encoder'):
+        before, after = (getattr(each, part).state_dict() for each in (plain, styled))
+        changed = [key for key in before if not torch.equal(before[key], after[key])]
+        assert bool(changed) == (part in parts)
+        for key in changed:  # of two ones and two ones each
+            torch.testing.assert_close(after[key], before[key] + 0.5 * 2, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('left_out', [['text_encoder'], ['unet']])
+def test_a_lora_that_is_not_fused_is_refused(folder, lora, monkeypatch, left_out):
+    pipe = load_pipeline(folder / 'pipeline', device='cpu').pipe
+    fuse = type(pipe).fuse_lora
+
+    def fuse_some(self, components, **options):
+        fuse(self, [part for part in components if part not in left_out], **options)
+
+    monkeypatch.setattr(type(pipe), 'fuse_lora', fuse_some)
+    if left_out == ['text_encoder']:  # of which the LoRA has nothing
+        add_loras(pipe, [(lora, 1.0)])
+        return
+    with pytest.raises(ValueError, match='does not fuse LoRAs into the unet'):
+        add_loras(pipe, [(lora, 1.0)])
 
 
 @pytest.fixture

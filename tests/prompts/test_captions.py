@@ -22,6 +22,7 @@ from freeatm_mm.prompts.captions import READERS, caption_batches, read_captions
 from freeatm_mm.prompts.captions import Caption as AnyCaption
 from freeatm_mm.prompts.journal import SeenTexts
 from freeatm_mm.prompts.nouns import NounFinder, TextBlobTagger
+from freeatm_mm.prompts.tables import source_state
 
 FINDER = NounFinder(TextBlobTagger())
 read_coco, read_visual_genome = READERS['coco'], READERS['visual-genome']
@@ -519,6 +520,7 @@ def test_folders_of_img2dataset(tmp_path):
     elsewhere.write_text('a secret')
     for name, content in (
         ('00000/0.txt', b'a dog\nand a ball'),
+        ('00000/0.jpg', b'j'),
         ('00000/1.json', b'{"caption": "a cat"}'),
         ('00000/1.txt', b'a cat'),
         ('00000/1.jpg', b'j'),
@@ -546,6 +548,42 @@ def test_folders_of_img2dataset(tmp_path):
     (tmp_path / 'empty').mkdir()
     with pytest.raises(ValueError, match='holds no file of captions'):
         list(read_captions(tmp_path / 'empty'))
+
+
+def test_lists_in_a_folder_are_lists(tmp_path):
+    """A text that lies beside no image may hold a caption in each line."""
+    for name, content in (
+        ('a.txt', 'a dog\n\na cat\na bird\n'),
+        ('b.txt', 'a cow\n'),
+        ('c.txt', 'a horse\nin a field'),
+        ('c.JPG', ''),
+    ):
+        (tmp_path / name).write_text(content)
+    assert [caption.text.strip() for caption in read_captions(tmp_path)] == [
+        'a dog',
+        'a cat',
+        'a bird',
+        'a cow',
+        'a horse\nin a field',
+    ]
+
+
+def test_a_source_that_changed_is_told_from_itself(tmp_path):
+    folder, file = tmp_path / 'folder', tmp_path / 'captions.txt'
+    (folder / 'inner').mkdir(parents=True)
+    (folder / 'inner/b.txt').write_text('a dog')
+    file.write_text('a dog\n' * 100_000)
+    states = [source_state(folder), source_state(file)]
+    (folder / 'b.jpg').write_text('no captions')
+    os.utime(file)
+    assert [source_state(folder), source_state(file)] == states
+    (folder / 'inner/a.jsonl').write_text('')
+    with file.open('r+') as opened:
+        opened.seek(6 * 99_999)
+        opened.write('a cat')
+    for state, before in zip((source_state(folder), source_state(file)), states):
+        assert state != before
+    assert source_state(folder).startswith('2 files, ')
 
 
 def test_a_folder_that_cannot_be_listed_is_told(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ import pytest
 from helpers.chat_server import chat_server, make_tiny_model
 from helpers.tools import load_tool
 
-from freeatm_mm.prompts import read_prompts
+from freeatm_mm.prompts import journal, read_prompts
 from freeatm_mm.prompts.journal import journal_path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -312,3 +312,27 @@ def test_thoughts_do_not_become_prompts(tmp_path, templates):
     assert 'rewritten: 270' in out and 'template kept: the answer was cut off: 30' in out
     assert 'requests asked with max_completion_tokens instead of max_tokens: 30' in out
     assert 'thought' not in path.read_text()
+
+
+def test_a_folder_that_grew_meanwhile_is_refused(tmp_path, monkeypatch):
+    """Captions are counted from the beginning, where a new file may stand."""
+    folder, path = tmp_path / 'captions', tmp_path / 'prompts.jsonl'
+    folder.mkdir()
+    lines = [f'a dog near the table number {number}\n' for number in range(1100)]
+    (folder / 'b.txt').write_text(''.join(lines))
+    append, written = journal._append, []
+
+    def stop(*args):
+        if len(written) == 2:  # the settings and a batch
+            raise KeyboardInterrupt
+        written.append(append(*args))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, '_append', stop)
+        assert call('captions', folder, path)[0] == 130
+    (folder / 'a.txt').write_text('a cat on the sofa\na bird in the tree\n')
+    code, _, err = call('captions', folder, path)
+    assert code == 2 and '(different: content of the source)' in err
+    (folder / 'a.txt').unlink()
+    code, out, err = call('captions', folder, path)
+    assert code == 0 and '1,100 read (1,000 of them before an interruption)' in out, err
