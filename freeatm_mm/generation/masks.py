@@ -67,7 +67,7 @@ def _calls_of_steps(pipe: Any, steps: range, count: int) -> Container[int]:
     """
     from diffusers import PNDMScheduler
 
-    scheduler = getattr(pipe, 'scheduler', None)
+    scheduler: Any = getattr(pipe, 'scheduler', None)
     if getattr(scheduler, 'order', 1) < 2 and not isinstance(scheduler, PNDMScheduler):
         return steps
     scheduler = type(scheduler).from_config(scheduler.config)
