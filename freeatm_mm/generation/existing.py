@@ -140,6 +140,9 @@ class MaskSource(ShardSource):
         if path is not None:
             self.config['images_sha256'] = file_sha256(path)
 
+    def _num_calls(self, pipe: DiffusionPipeline, steps: int) -> int:
+        return steps  # each level once, whatever the pipeline's sampler
+
     def samples(
         self, shard: int, counts: Counts, on_batch: Callable[[int], None] | None = None
     ) -> Iterator[Sample]:

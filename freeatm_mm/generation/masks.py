@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from freeatm_mm.attention import (
 from freeatm_mm.errors import counted
 from freeatm_mm.prompts import PromptRecord
 
-__all__ = ['MASK_OPTIONS', 'MaskRecorder', 'Recorded']
+__all__ = ['MASK_OPTIONS', 'MaskRecorder', 'Recorded', 'num_calls']
 
 #: What masks to store, by name; all but the last three are the recorder's own options.
 MASK_OPTIONS = (
@@ -54,16 +54,11 @@ class Recorded:
     partial: dict[int, str] = field(default_factory=dict)
 
 
-def _calls_of_steps(pipe: Any, steps: range, count: int) -> Container[int]:
-    """Which calls of the denoiser make some of the steps, as the recorder counts them.
+def num_calls(pipe: Any, steps: int) -> int:
+    """How often a pipeline calls its denoiser in so many steps.
 
     PNDM, Stable Diffusion's own, calls it once more than it has steps, and samplers of second order
     twice in each step but the last.
-
-    Args:
-        pipe: The pipeline.
-        steps: Numbers of steps.
-        count: How many there are.
     """
     from diffusers import PNDMScheduler
 
@@ -71,9 +66,8 @@ def _calls_of_steps(pipe: Any, steps: range, count: int) -> Container[int]:
     if getattr(scheduler, 'order', 1) < 2 and not isinstance(scheduler, PNDMScheduler):
         return steps
     scheduler = type(scheduler).from_config(scheduler.config)
-    scheduler.set_timesteps(count)
-    calls = len(scheduler.timesteps)
-    return frozenset(call for call in range(calls) if call * count // calls in steps)
+    scheduler.set_timesteps(steps)
+    return len(scheduler.timesteps)
 
 
 class MaskRecorder:
@@ -86,6 +80,7 @@ class MaskRecorder:
         lost_nouns: ``'skip'`` or ``'raise'``, as of `freeatm_mm.generation.ShardSource`.
         call_options: What the pipeline's call is given, as `AttentionRecorder` takes it.
         check_prompts: As of `AttentionRecorder`.
+        calls: How often these steps call the denoiser; the default is once each.
 
     Raises:
         ValueError: If an option is unknown or out of range, or chooses none of the steps.
@@ -100,6 +95,7 @@ class MaskRecorder:
         lost_nouns: str,
         call_options: Mapping[str, Any],
         check_prompts: bool,
+        calls: int = 0,
     ) -> None:
         self._pipe = pipe
         self._lost_nouns = lost_nouns
@@ -110,9 +106,9 @@ class MaskRecorder:
         }
         self._propagate, self._crf = 0, 0
         if options is not None:
-            self._choose(options, steps)
+            self._choose(options, steps, calls or steps)
 
-    def _choose(self, masks: Mapping[str, Any], count: int) -> None:
+    def _choose(self, masks: Mapping[str, Any], count: int, calls: int) -> None:
         unknown = sorted(masks.keys() - set(MASK_OPTIONS))
         if unknown:
             raise ValueError(
@@ -128,7 +124,10 @@ class MaskRecorder:
                     f'masks of the steps {masks["steps"]} are none of the '
                     f'{counted(count, "step")}, counted from 0'
                 )
-            options['steps'] = _calls_of_steps(self._pipe, chosen, count)
+            # The recorder counts calls.
+            options['steps'] = frozenset(
+                call for call in range(calls) if call * count // calls in chosen
+            )
         if self._propagate:
             options['self_attention'] = 32
         self._options |= options

@@ -12,6 +12,7 @@ import tarfile
 import warnings
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -155,6 +156,21 @@ def test_bytes_are_the_same_however_the_work_is_split_or_interrupted(folder, pip
     assert 0 < len(list((tmp_path / 'three').glob('shard-*.tar'))) < 4
     add_masks(source.pipeline, ImageFile(images.path), reader, tmp_path / 'three', **options)
     assert folder_bytes(tmp_path / 'three') == whole
+
+
+def test_steps_of_masks_are_levels_whatever_the_sampler(folder, tmp_path):
+    """PNDM would call the network three times in two steps."""
+    _, records, reader = listed(folder, tmp_path)
+    masks = []
+    for scheduler in (diffusers.DDIMScheduler, diffusers.PNDMScheduler):
+        pipe = tiny_stable_diffusion()
+        pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+        out = tmp_path / scheduler.__name__
+        options = dict(levels=[50, 600], masks={'steps': [1, 2]}, progress=False)
+        add_masks(pipe, records, reader, out, **options)
+        masks.append([sample.masks for sample in Store(out)])
+    for one, two in zip(*masks, strict=True):
+        np.testing.assert_array_equal(one, two)
 
 
 def test_a_store_of_other_levels_is_not_gone_on_with(folder, pipe, tmp_path):

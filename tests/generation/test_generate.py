@@ -32,7 +32,6 @@ from freeatm_mm.attention import (
 from freeatm_mm.errors import InputError
 from freeatm_mm.generation import ShardSource, generate, sample_seed
 from freeatm_mm.generation.generate import SharedProgress
-from freeatm_mm.generation.masks import MaskRecorder
 from freeatm_mm.prompts import Noun, PromptRecord
 from freeatm_mm.store import Store, StoreError, StoreWriter, repair_store, verify_store
 from freeatm_mm.store.locking import locked_write
@@ -514,10 +513,8 @@ def test_steps_of_masks_are_steps_whatever_the_sampler(scheduler, calls):
     pipe = tiny_stable_diffusion()
     more = {'skip_prk_steps': True} if scheduler == 'PNDMScheduler' else {}
     pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config, **more)
-    masks = MaskRecorder(
-        pipe, {'steps': [6, 10]}, steps=10, lost_nouns='raise', call_options={}, check_prompts=True
-    )
-    recorder, _ = masks.recorder([PROMPTS[0]])
+    source = ShardSource(pipe, PROMPTS[:1], steps=10, masks={'steps': [6, 10]})
+    recorder, _ = source._masks.recorder(PROMPTS[:1])
     seen, recorded = [], []
 
     def watch(module, args, kwargs, output):
