@@ -414,8 +414,8 @@ def check_datasets(cfg: Mapping, loaders: tuple[str, ...] = _LOADERS) -> None:
     Raises:
         FileNotFoundError: Naming the first that is not, the key that names it, and what to do.
         StoreError: If a store or image folder doesn't exist, is empty or damaged; likewise.
-        InputError: If pictures are to be kept on a GPU that isn't there, or that the loader could
-            not hand them over from.
+        InputError: If pictures are to be kept on a GPU that isn't there, that the loader could not
+            hand them over from, or in each of several worker processes.
     """
     for key, dataset in find_datasets(cfg, loaders):
         if _is_ours(dataset):
@@ -447,16 +447,20 @@ def _check_sources(key: str, dataset: Mapping) -> None:
 
 
 def _check_device(key: str, dataset: Mapping, loader: Mapping) -> None:
-    """Refuse pictures that a `FreeATMDataset` could not keep on a GPU, or not give from there."""
-    device = str(dataset.get('device', 'cpu'))
+    """Refuse pictures that a `FreeATMDataset` could not keep, or not give from there."""
+    device, name = str(dataset.get('device', 'cpu')), key.split('.')[0]
     if device == 'cpu':
+        if dataset.get('in_memory') and loader.get('num_workers'):
+            raise InputError(
+                f'{key}.in_memory: each worker process would keep decoded pictures of its own: set '
+                f'{name}.num_workers=0'
+            )
         return
     import torch
 
     if device.startswith('cuda') and not torch.cuda.is_available():
         raise InputError(f'{key}.device={device}: there is no GPU here: leave it out')
     if loader.get('num_workers') or loader.get('pin_memory'):
-        name = key.split('.')[0]
         raise InputError(
             f'{key}.device={device}: worker processes and pinned memory have no part in pictures '
             f'that are on a GPU already: set {name}.num_workers=0 and {name}.pin_memory=False'

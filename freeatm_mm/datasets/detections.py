@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import mmcv
 import numpy as np
 import torch
@@ -166,6 +167,17 @@ def _finished(path: Path, header: dict[str, Any]) -> tuple[dict[str, list], set[
     return done, unreadable
 
 
+def _decoded(data: bytes) -> np.ndarray | None:
+    """The pixels of a picture; None if it can't be decoded.
+
+    Cameras' notes on turning are passed over, as LAVIS does: boxes fit the stored pixels.
+    """
+    try:
+        return mmcv.imfrombytes(data, flag='color_ignore_orientation')
+    except cv2.error:  # of an empty file, or one too large
+        return None
+
+
 def _line(key: str, objects: list, unreadable: bool) -> bytes:
     more = {'unreadable': True} if unreadable else {}
     return json.dumps({'key': key, 'objects': objects, **more}).encode() + b'\n'
@@ -237,10 +249,7 @@ def detect_objects(
                 images.read(number) for number in range(start, min(start + batch_size, len(images)))
             ]
             batch = [raw for raw in batch if raw.key not in found]
-            # Cameras' notes on turning are passed over, as LAVIS does: boxes fit the stored pixels.
-            pictures = [
-                mmcv.imfrombytes(raw.image_bytes, flag='color_ignore_orientation') for raw in batch
-            ]
+            pictures = [_decoded(raw.image_bytes) for raw in batch]
             for raw, picture in zip(batch, pictures):
                 if picture is None and not skip_unreadable:
                     raise StoreError(f"{source}: the image {raw.key!r} can't be decoded")

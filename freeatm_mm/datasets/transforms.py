@@ -437,6 +437,11 @@ class FreeATMMultiView(MultiView):
         ]
         weights = None
         if self.object_crops and 'stored_masks' in results:
+            if not np.array_equal(results.get('window', WHOLE), WHOLE):
+                raise ValueError(
+                    'FreeATMMultiView: object_crops crops around objects of the whole image: put '
+                    'what crops or flips it before the views into the views (transforms)'
+                )
             draw = _draw_apart()
             weights = choose_object(results['stored_masks'], draw, self.object_crops)
         images, windows = [], []

@@ -10,6 +10,7 @@ import torch
 from mmengine.dataset import InfiniteSampler, pseudo_collate
 from mmengine.dist import get_world_size
 from mmengine.hooks import CheckpointHook, Hook
+from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import (
     BaseLoop,
@@ -127,7 +128,8 @@ class CheckTrainingHook(Hook):
                 that were accumulated before it was stopped, or begin an epoch anew; if the model
                 is to go by nouns and no data set has any; or if batches
                 come in a form that the model's preprocessor can't take, or would be of one image
-                where the model normalises by its batch.
+                where the model normalises by its batch. In the first iteration, if what
+                `activation_checkpointing` names would get no gradients.
         """
         loader, loop = runner.train_dataloader, runner.train_loop
         processes = get_world_size()
@@ -173,6 +175,7 @@ class CheckTrainingHook(Hook):
         _check_nouns(runner)
         _check_collation(runner)
         _check_last_batch(runner, batch, infinite)
+        _watch_recomputed(runner)
         if counts > 1 and not isinstance(loop, IterBasedTrainLoop) and len(loader) % counts:
             every = counts // math.gcd(len(loader), counts)
             runner.logger.warning(
@@ -289,7 +292,15 @@ class CheckTrainingHook(Hook):
                 '(load_from=CHECKPOINT)'
             )
         data = _describe_data(runner)
-        before = {**data, **meta.get('data', {})}  # not in older checkpoints
+        before = meta.get('data', data)  # not in older checkpoints
+        if ('batches_per_epoch' in before) != ('batches_per_epoch' in data):
+            kinds = 'epochs', 'iterations'
+            had, has = kinds if 'batches_per_epoch' in before else kinds[::-1]
+            raise InputError(
+                f'{_source(runner)} is of a run that counts {had}, and this one counts {has}: '
+                'resume with the train_cfg that it had, or without --resume begin a new run with '
+                'its weights (load_from=CHECKPOINT)'
+            )
         if before.get('batches_per_epoch') != data.get('batches_per_epoch'):
             raise InputError(
                 f'{_source(runner)} is of a run with '
@@ -444,6 +455,35 @@ def _check_weights_fit(runner: Runner, checkpoint: Mapping) -> None:
             f'{match.describe()}'
         )
     runner.logger.info(f'{source}: {match.describe()}.')
+
+
+def _watch_recomputed(runner: Runner) -> None:
+    """Refuse checkpointed modules that mmengine would recompute without gradients, when they run.
+
+    It uses torch's reentrant checkpoint, which gives none to weights if no input asks for any: so
+    to a whole backbone, whose input is images.
+    """
+    names = runner.cfg.get('activation_checkpointing') or []
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    handles: dict[str, Any] = {}
+    for name in [names] if isinstance(names, str) else names:
+        module = model.get_submodule(name)
+        if not any(weight.requires_grad for weight in module.parameters()):
+            continue
+
+        def look(module: nn.Module, args: tuple, name: str = name) -> None:
+            if not torch.is_grad_enabled():
+                return
+            if not any(torch.is_tensor(value) and value.requires_grad for value in args):
+                raise InputError(
+                    f'activation_checkpointing: {name} would not be trained, as it is given images '
+                    'or other inputs without gradients, and mmengine then gives it none: name '
+                    'parts of it that come later, such as backbone.layer1 of a ResNet or '
+                    'backbone.layers.1 of a ViT'
+                )
+            handles[name].remove()
+
+        handles[name] = module.register_forward_pre_hook(look)
 
 
 def _describe_data(runner: Runner) -> dict[str, int]:

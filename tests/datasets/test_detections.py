@@ -177,10 +177,13 @@ def test_a_damaged_part_is_one_sentence(photos, tmp_path, line, message):
     assert '\n' not in str(told.value)
 
 
-def test_unreadable_pictures_are_counted_if_asked(photos, tmp_path, caplog):
-    (photos / 'b.png').write_bytes(b'no picture')
+@pytest.mark.parametrize('content', [b'no picture', b''])
+def test_unreadable_pictures_are_counted_if_asked(photos, tmp_path, caplog, content):
+    (photos / 'b.png').write_bytes(content)
     from freeatm_mm.datasets.detections import detect_objects
 
+    with pytest.raises(StoreError, match="the image '.*b.*' can't be decoded"):
+        found_in(photos, tmp_path / 'found.json', batch_size=1)
     run = detect_objects(
         NoObjects(), photos, tmp_path / 'found.json', 'none', batch_size=1, skip_unreadable=True
     )

@@ -432,6 +432,19 @@ def test_a_second_crop_lies_where_it_would_without_an_object():
         np.testing.assert_allclose(*within, atol=1e-9)
 
 
+@pytest.mark.parametrize('before', [FreeATMRandomFlip, FreeATMRandomResizedCrop])
+def test_object_crops_are_of_the_whole_image(before):
+    """What moved the image before its views would have moved the object, too."""
+    masks = np.zeros((1, 12, 16), np.uint8)
+    masks[0, 1, 2] = 255
+    crop = dict(type='FreeATMRandomResizedCrop', scale=32)
+    first = before(**(dict(prob=1.0) if before is FreeATMRandomFlip else dict(scale=48)))
+    sample = first(dict(img=np.zeros((96, 128, 3), np.uint8), stored_masks=masks))
+    FreeATMMultiView(transforms=[[crop]], num_views=1)(dict(sample))
+    with pytest.raises(ValueError, match='object_crops crops around objects of the whole image'):
+        FreeATMMultiView(transforms=[[crop]], num_views=1, object_crops=1.0)(sample)
+
+
 def test_object_crops_may_be_a_share_and_need_something_to_crop_around():
     masks = np.zeros((1, 8, 8), np.uint8)
     masks[0, 1, 1] = 255

@@ -334,6 +334,48 @@ def test_resuming_otherwise_is_refused(tmp_path, store, number, changes, message
     assert runner.iter == 6
 
 
+@pytest.mark.parametrize('first', ['epochs', 'iterations'])
+def test_resuming_a_run_that_counts_otherwise_is_refused(tmp_path, store, first):
+    by_iterations = {
+        'train_dataloader.sampler.type': 'SeededInfiniteSampler',
+        'train_cfg': dict(_delete_=True, type='IterBasedTrainLoop', max_iters=6),
+        'param_scheduler': None,
+        'default_hooks.checkpoint': dict(by_epoch=False, interval=2),
+    }
+    runs = {
+        'epochs': checked(store, tmp_path / 'run', param_scheduler=None),
+        'iterations': checked(store, tmp_path / 'run', **by_iterations),
+    }
+    train(runs.pop(first), f'counts_{first}', killed_at=4)
+    ((other, cfg),) = runs.items()
+    cfg.resume = True
+    with pytest.raises(InputError, match=f'a run that counts {first}, and this one counts {other}'):
+        run(cfg, f'counts_{other}')
+
+
+@pytest.mark.parametrize(
+    'number, method, names, trained',
+    [
+        (0, 'mocov2', ['backbone'], False),
+        (1, 'mocov2', 'backbone.conv1', False),
+        (2, 'mocov2', ['backbone.layer2'], True),
+        (3, 'mae', ['backbone'], False),
+        (4, 'mae', ['backbone.layers.1'], True),
+    ],
+)
+def test_what_is_computed_again_is_trained(tmp_path, store, number, method, names, trained):
+    """mmengine gives no gradients to checkpointed modules whose inputs have none."""
+    cfg = checked(store, tmp_path / 'run', method, activation_checkpointing=names)
+    if trained:
+        runner, watch = run(cfg, f'again_{number}')
+        assert len(watch.outputs) == runner.iter
+        return
+    name = names if isinstance(names, str) else names[0]
+    with pytest.raises(InputError, match=f'activation_checkpointing: {name} would not be trained'):
+        run(cfg, f'again_{number}')
+    assert not list((tmp_path / 'run').glob('*.pth'))
+
+
 def test_resuming_with_other_iterations_is_refused(tmp_path, store, monkeypatch):
     """Whatever the number of processes, an iteration must have as many images as before."""
     from freeatm_mm.engine import check_training

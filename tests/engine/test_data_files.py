@@ -175,6 +175,15 @@ def test_pictures_on_a_gpu_need_one_and_a_loader_without_workers(tmp_path, monke
             check_datasets(Config(dict(train_dataloader=loader)))
 
 
+def test_pictures_in_memory_are_kept_by_one_process(tmp_path):
+    cfg = pretraining(str(make_store(tmp_path / 'store')))
+    cfg.train_dataloader.dataset.in_memory = True
+    check_datasets(cfg)
+    cfg.train_dataloader.num_workers = 3
+    with pytest.raises(InputError, match='of its own: set train_dataloader.num_workers=0'):
+        check_datasets(cfg)
+
+
 def test_a_folder_with_a_comma_is_one_folder(tmp_path):
     (tmp_path / 'a,b').mkdir()
     cfg = pretraining('x')

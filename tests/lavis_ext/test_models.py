@@ -257,6 +257,22 @@ def test_a_fine_tuned_checkpoint_of_the_original_code_can_be_judged(
     check_same(retrieval, model)
 
 
+@pytest.mark.parametrize(
+    'options, rate',
+    [
+        (['model.vit_type=base'], 0),
+        (['model.vit_type=base', 'model.vit_drop_path_rate=0.4'], 0.4),
+        (['model.vit_type=large'], 0.1),  # LAVIS's own, whatever it is told
+        (['model.vit_type=large', 'model.vit_drop_path_rate=0.4'], 0.4),
+        (['model.vit_type=large', 'model.vit_drop_path_rate=0.0'], 0),
+    ],
+)
+def test_paths_are_dropped_at_the_rate_that_is_given(tokenizer, options, rate):
+    cfg = config(tokenizer, 'model.vit.depth=2', *options)
+    last = models._image_encoder(cfg).blocks[-1].drop_path
+    assert getattr(last, 'drop_prob', 0) == pytest.approx(rate)
+
+
 def test_larger_images_and_other_queues(model, checkpoint, tokenizer, caplog):
     with caplog.at_level(logging.INFO):
         retrieval = FreeATMBlipRetrieval.from_config(
@@ -349,6 +365,8 @@ def test_a_checkpoint_that_does_not_fit_is_refused(model, tokenizer, tmp_path):
             PRETRAIN,
             'model.bert has no hiden_size; did you mean hidden_s',
         ),
+        (['model.bert.classifier_dropout=0.5'], PRETRAIN, 'model.bert has no classifier_dropout'),
+        (['model.bert.vocab_size=9'], PRETRAIN, 'vocab_size and encoder_width follow from'),
         (['model.bert=3'], PRETRAIN, 'model.bert must hold names and values, got 3'),
         (['model.vit.num_heads=3'], PRETRAIN, 'embed_dim 8 must be a multiple of vit.num_heads 3'),
         (['model.image_size=20'], PRETRAIN, 'image_size 20 must be a multiple of vit.patch_size 8'),
