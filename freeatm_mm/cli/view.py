@@ -14,6 +14,7 @@ import random
 import webbrowser
 from collections.abc import Sequence
 from itertools import islice
+from threading import Thread
 
 from freeatm_mm.cli._numbers import SEED, whole
 from freeatm_mm.cli._paths import path_here
@@ -87,8 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f'port {args.port} is taken ({error.strerror}): choose another') from None
     address = f'http://127.0.0.1:{server.server_address[1]}/'
     print(f'{address} shows {args.store}; Ctrl-C ends it', flush=True)
-    if not args.no_browser:
-        webbrowser.open(address)
+    if not args.no_browser:  # a text browser keeps whoever opens it, and waits for the server
+        Thread(target=webbrowser.open, args=(address,), daemon=True).start()
     try:
         server.serve_forever()
     except KeyboardInterrupt:

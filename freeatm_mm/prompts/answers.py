@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from freeatm_mm.prompts.reading import load_json
@@ -147,6 +147,9 @@ _TEXT_KEYS = (
     'value',
 )
 _NUMBER_KEYS = ('number', 'num', 'no', 'n', 'id', 'index', 'idx', 'key', 'line_number', 'line')
+#: Quotes that begin no string, after which a list is given up.
+_MOST_MISSED = 64
+_QUOTE = re.compile('["\']')
 _STRING = re.compile(r'(?:"((?:[^"\\\n]|\\.)*)"|(?<!\w)\'((?:[^\'\\\n]|\\.)*)\')\s*(?=[,\]])')
 
 
@@ -186,13 +189,22 @@ def _from_json(text: str, count: int) -> list[str | None] | None:
     return None
 
 
+def _strings(part: str) -> Iterator[str]:
+    """The strings of a list; no more are looked for where many quotes begin none."""
+    place = missed = 0
+    while missed < _MOST_MISSED and (quote := _QUOTE.search(part, place)):
+        match = _STRING.match(part, quote.start())
+        if match is None:
+            missed, place = missed + 1, quote.end()
+        else:
+            yield match[1] or match[2] or ''
+            place = match.end()
+
+
 def _whole_parts(part: str) -> list[tuple[int | None, str]]:
     """What is whole of a JSON list that was cut off, or has a comma too many."""
     if re.match(r'\s*\[\s*["\']', part):
-        return [
-            (None, re.sub(r'\\(["\'])', r'\1', match[1] or match[2] or ''))
-            for match in _STRING.finditer(part)
-        ]
+        return [(None, re.sub(r'\\(["\'])', r'\1', text)) for text in _strings(part)]
     values = []
     if re.match(r'\s*(?:\[|\{\s*"\w{1,40}"\s*:\s*\[)\s*\{', part):
         for match in re.finditer(r'\{[^{}]{1,4000}\}', part):
@@ -259,13 +271,14 @@ def _placed(
     pairs: Sequence[tuple[int | None, str]], count: int, whole: bool = True
 ) -> list[str | None]:
     """Sentences by their numbers, or in their order where they have none."""
-    numbers = [number for number, _ in pairs]
+    numbered = [(number, sentence) for number, sentence in pairs if number is not None]
     result: list[str | None] = [None] * count
-    if pairs and all(number is not None for number in numbers):
-        first = 0 if sorted(numbers) == list(range(count)) else 1  # type: ignore[type-var]
-        for number, sentence in pairs:
-            if 0 <= number - first < count:  # type: ignore[operator]
-                result[number - first] = sentence  # type: ignore[operator]
+    if pairs and len(numbered) == len(pairs):
+        numbers = [number for number, _ in numbered]
+        first = 0 if 0 in numbers and max(numbers) < count else 1
+        for number, sentence in numbered:
+            if 0 <= number - first < count:
+                result[number - first] = sentence
     elif len(pairs) == count or not whole:
         for place, (_, sentence) in enumerate(pairs[:count]):
             result[place] = sentence
@@ -336,7 +349,7 @@ def _from_lines(text: str, count: int, cut: bool) -> list[str | None]:
         # A draft may come before the list, and notes after it: the fullest list counts, and of
         # several the last.
         def full(run: dict[int, str]) -> int:
-            first = 0 if sorted(run) == list(range(count)) else 1
+            first = 0 if 0 in run and max(run) < count else 1
             return sum(first <= number < first + count for number in run)
 
         best = max(enumerate(runs), key=lambda pair: (full(pair[1]), pair[0]))[1]

@@ -45,6 +45,12 @@ __all__ = [
 LONGEST_BODY = 1 << 22
 #: More tokens than that are no count.
 MOST_TOKENS = 10**8
+#: Why an answer was broken off, besides its length: Azure's word, OpenRouter's, DeepSeek's, vLLM's.
+_BROKEN_OFF = ('content_filter', 'error', 'insufficient_system_resource', 'abort')
+#: A chat template that knows no system message, as vLLM passes it on.
+_ONLY_USER = re.compile(
+    r'roles must alternate|only (?:the )?user(?:,| and|, and) assistant', re.IGNORECASE
+)
 _UNKNOWN_SETTING = re.compile(
     r'unsupported|not supported|does ?n.t support|does not support|unknown|unrecogni[sz]ed|'
     r'unexpected|not permitted|not allowed|forbidden|extra|only the default|deprecated|'
@@ -155,8 +161,9 @@ def _read_choice(choice: Any) -> Answer:
         message = {'content': choice['text']}  # the older protocol of completions
     if not isinstance(message, dict):
         return Answer(None, 'the answer was not in the protocol', detail=excerpt(choice))
-    finish = choice.get('finish_reason')
-    cut = finish in ('length', 'max_tokens', 'model_length')
+    finish, failed = choice.get('finish_reason'), choice.get('error')
+    too_long = finish in ('length', 'max_tokens', 'model_length')
+    cut = too_long or bool(failed) or finish in _BROKEN_OFF
     content = message.get('content')
     if isinstance(content, list):
         content = ''.join(_part(part) for part in content[:1000])
@@ -169,7 +176,8 @@ def _read_choice(choice: Any) -> Answer:
             'the answer was a call of a tool',
             message.get('tool_calls') or message.get('function_call'),
         ),
-        ('the answer was cut off before its first word (a larger --max-tokens helps)', cut),
+        ('the answer was cut off before its first word (a larger --max-tokens helps)', too_long),
+        ('the server reported an error', failed and _reason(failed)[1:-1]),
         (
             'the answer was thoughts only',
             message.get('reasoning_content') or message.get('reasoning'),
@@ -245,7 +253,7 @@ def _limited_client(openai: Any, seconds: float) -> Any:
                 if name.lower() not in ('content-encoding', 'content-length', 'transfer-encoding')
             ]
             return httpx.Response(
-                response.status_code,
+                _status(response.status_code, body),
                 headers=headers,
                 content=body,
                 request=request,
@@ -256,6 +264,19 @@ def _limited_client(openai: Any, seconds: float) -> Any:
         timeout=httpx.Timeout(seconds, connect=min(seconds, 30)),
         headers={'Accept-Encoding': 'identity'},
     )
+
+
+def _status(status: int, body: bytes) -> int:
+    """The status of an answer: one of 200 may hold an error that passes (OpenRouter's do)."""
+    if status != 200 or b'"error"' not in body[:1000]:
+        return status
+    try:
+        value = load_json(body)
+        code = int(value['error']['code'])
+    except (ValueError, TypeError, KeyError):
+        return status
+    passes = code in (408, 409, 429) or 500 <= code < 600
+    return code if passes and not value.get('choices') else status
 
 
 async def _read_body(response: Any) -> tuple[bytes, str]:
@@ -337,6 +358,7 @@ class ServerModel:
         if seed is not None:
             self._settings['seed'] = seed
         self._system = True
+        self._answered = False  # so far
         self._notes: tuple[str, ...] = ()
         address = base_url or os.environ.get('OPENAI_BASE_URL')
         key = api_key or os.environ.get('OPENAI_API_KEY')
@@ -345,28 +367,35 @@ class ServerModel:
                 "OpenAI's server needs a key: set OPENAI_API_KEY, or name "
                 'another server with --server'
             )
+        no_address = LanguageModelError(
+            f'{excerpt(address)} is no address of a server; it begins with http:// or https://, '
+            'such as http://localhost:11434/v1'
+        )
         try:
             parts = urlsplit(address or 'https://openai')
             if parts.scheme not in ('http', 'https') or not parts.hostname or parts.port == 0:
-                raise ValueError
-            if not (key or 'none').isascii():
-                raise LanguageModelError(
-                    'the key in OPENAI_API_KEY holds a character that no key has; copy it again'
-                )
-            self._options: dict[str, Any] = {
-                'api_key': (key or 'none').strip(),
-                'base_url': base_url,
-                'max_retries': retries,
-                'timeout': timeout,
-            }
-            self._timeout = timeout
-            openai.AsyncOpenAI(**self._options)  # an address that is none is told now
-        except LanguageModelError:
-            raise
-        except Exception:  # urllib's ValueError, httpx's InvalidURL
+                raise no_address
+        except ValueError:
+            raise no_address from None
+        if not (key or 'none').isascii():
             raise LanguageModelError(
-                f'{excerpt(address)} is no address of a server; it begins '
-                'with http:// or https://, such as http://localhost:11434/v1'
+                'the key in OPENAI_API_KEY holds a character that no key has; copy it again'
+            )
+        self._options: dict[str, Any] = {
+            'api_key': (key or 'none').strip(),
+            'base_url': base_url,
+            'max_retries': retries,
+            'timeout': timeout,
+        }
+        self._timeout = timeout
+        try:
+            openai.AsyncOpenAI(**self._options)  # what can't be is told now
+        except Exception as error:
+            if type(error).__name__ == 'InvalidURL':  # httpx's, by whichever name it goes
+                raise no_address from None
+            # Such as a proxy that the environment names and httpx can't use.
+            raise LanguageModelError(
+                f"the language-model server can't be asked: {first_line(error)}"
             ) from None
 
     def answers(self, groups: Iterable[Sequence[Request]]) -> Iterator[list[Answer]]:
@@ -439,6 +468,14 @@ class ServerModel:
                     notes=self._notes,
                 )
             except openai.APIStatusError as error:
+                if error.status_code == 403 and (self._answered or _is_flagged(error.body)):
+                    return Answer(  # of these prompts, not of the key
+                        None,
+                        'the server refused the request',
+                        retries=retries,
+                        detail=f'403 {_reason(error.body or error.message)}',
+                        notes=self._notes,
+                    )
                 raise LanguageModelError(
                     f'the language-model server answered {error.status_code} '
                     f'({_status_reason(error)}); what was done is kept, and the same command goes '
@@ -452,6 +489,7 @@ class ServerModel:
                     'kept, and the same command goes on'
                 ) from None
             retries += raw.retries_taken
+            self._answered = True
             problem = raw.http_response.extensions.get('problem')
             if problem:
                 return Answer(None, problem, retries=retries, notes=self._notes)
@@ -486,11 +524,21 @@ class ServerModel:
             else:
                 self._notes += (f'asked without {name}, which the server refused',)
             return True
-        if system and unknown and re.search(r'\b(?:system|developer)\b', words, re.IGNORECASE):
+        if system and (
+            unknown
+            and re.search(r'\b(?:system|developer)\b', words, re.IGNORECASE)
+            or _ONLY_USER.search(words)
+        ):
             self._system = False
             self._notes += ('asked without a system message, which the server refused',)
             return True
         return False
+
+
+def _is_flagged(body: Any) -> bool:
+    """Whether a server refuses what it was asked, as its error says."""
+    told = body.get('metadata') if isinstance(body, dict) else None
+    return isinstance(told, dict) and bool({'reasons', 'flagged_input'} & told.keys())
 
 
 def _messages(request: Request, system: bool) -> list[dict[str, str]]:
@@ -528,7 +576,10 @@ def model_folder(name: str) -> Path:
 
         kinds = ['*.json', '*.safetensors', '*.txt', '*.model', '*.jinja']
         with hub_or_cache():
-            folder = Path(snapshot_download(name, allow_patterns=kinds))
+            # The same weights in other layouts: `original/`, Mistral's `consolidated`.
+            others = ['*/*', 'consolidated*.safetensors']
+            found = snapshot_download(name, allow_patterns=kinds, ignore_patterns=others)
+            folder = Path(found)
     if (folder / 'adapter_config.json').exists():
         raise ValueError(
             'its adapter_config.json leads to the weights of another model, which are not loaded: '
@@ -657,14 +708,18 @@ class LocalModel:
             return f'{request.instruction}\n\n{request.text}\n'
         from jinja2 import TemplateError
 
-        problem = None
+        problem = ''
         for with_system in (True, False):  # Gemma's and Mistral's know none
             try:
-                return self._tokenizer.apply_chat_template(
+                text = self._tokenizer.apply_chat_template(
                     _messages(request, with_system), tokenize=False, add_generation_prompt=True
                 )
             except TemplateError as error:
-                problem = error
+                problem = str(error)
+                continue
+            if request.instruction in text:  # some leave a system message out
+                return text
+            problem = 'its chat template leaves out the instruction'
         raise LanguageModelError(
-            f"the language model {self.name!r} can't be asked: {excerpt(str(problem))[1:-1]}"
+            f"the language model {self.name!r} can't be asked: {excerpt(problem)[1:-1]}"
         )

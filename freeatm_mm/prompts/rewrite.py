@@ -214,10 +214,10 @@ def rewrite_batches(
         messages: list[str] = []
         for part, answer in zip(group, answers, strict=True):
             hopeless += 1
-            for record in _use(part, answer, checks, seen, counts, model.name):
-                results.append(record)
-                if record.source.endswith(f'+{model.name}'):
-                    hopeless = 0
+            before = counts['rewritten']
+            results += _use(part, answer, checks, seen, counts, model.name)
+            if counts['rewritten'] > before:
+                hopeless = 0
             _count_cost(answer, prices, counts)
             counts.update({f'requests {note}': 1 for note in answer.notes})
             if (unread := _unread(answer, len(part))) and told < MOST_MESSAGES:

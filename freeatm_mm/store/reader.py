@@ -411,20 +411,23 @@ class _OpenShard:
 
     def row(self, number: int) -> tuple:
         """Return a row of the index, as plain values."""
-        data = read_exactly(
-            self.index_handle, self.dtype.itemsize, self.first_row + number * self.dtype.itemsize
-        )
-        if len(data) < self.dtype.itemsize:
-            raise StoreError('its index was cut off while it was open')
+        data = self._rows(number, 1)
         return np.frombuffer(data, self.dtype)[0].item()
 
     def keys(self) -> list[str]:
         """Return the key of each sample, from the index."""
-        size = self.rows * self.dtype.itemsize
-        data = read_exactly(self.index_handle, size, self.first_row)
-        if len(data) < size:
-            raise StoreError('its index was cut off while it was open')
+        data = self._rows(0, self.rows)
         return [key.decode('ascii', 'replace') for key in np.frombuffer(data, self.dtype)['key']]
+
+    def _rows(self, first: int, count: int) -> bytes:
+        size = self.dtype.itemsize
+        try:
+            data = read_exactly(self.index_handle, count * size, self.first_row + first * size)
+        except OSError as error:
+            raise StoreError(f"its index can't be read: {error.strerror or error}") from None
+        if len(data) < count * size:
+            raise StoreError('its index was cut off while it was open')
+        return data
 
     def read(self, row_number: int, text_alone: bool = False) -> RawSample:
         """Read one sample and check it; or its JSON alone, of which less can be proved."""

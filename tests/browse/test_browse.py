@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import urllib.request
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from PIL import Image
 
 from freeatm_mm import cli
 from freeatm_mm.browse import StoreIndex, make_server, write_page
+from freeatm_mm.cli import view
 from freeatm_mm.prompts import Noun
 from freeatm_mm.store import RawSample, Sample, Store, write_store
 from freeatm_mm.store.errors import UnreachableStoreError
@@ -283,6 +285,25 @@ def test_waiting_for_a_server_ends_with_the_page(store, monkeypatch):
 def test_a_port_that_none_has_is_refused(store, capsys, port):
     assert exit_code(cli, ['view', store.path, '--port', port, '--no-browser']) == 2
     assert 'from 0 to 65,535' in capsys.readouterr().err
+
+
+def test_a_browser_that_is_waited_for_gets_the_page(store, monkeypatch):
+    """A text browser, which webbrowser.open waits for."""
+    servers, seen = [], []
+
+    def make(*args):
+        servers.append(make_server(*args))
+        return servers[0]
+
+    def opened(address):
+        with urllib.request.urlopen(address, timeout=20) as answer:
+            seen.append(answer.status)
+        servers[0].shutdown()
+
+    monkeypatch.setattr('freeatm_mm.browse.make_server', make)
+    monkeypatch.setattr(view.webbrowser, 'open', opened)
+    assert view.main([str(store.path)]) == 0
+    assert seen == [200]
 
 
 def test_a_taken_port_is_told(server, store, capsys):

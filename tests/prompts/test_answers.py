@@ -248,6 +248,9 @@ def test_half_a_sentence_is_none():
     assert read_sentences(
         '[{"number": 1, "text": "A wet dog runs home"}, {"number": 2, "text": "Two bi', 3, cut=True
     ) == [SENTENCES[0], None, None]
+    assert read_sentences(
+        '[{"index": 0, "text": "A wet dog runs home"}, {"index": 1, "text": "Two bi', 3, cut=True
+    ) == [SENTENCES[0], None, None]
 
 
 def test_thoughts_are_left_out():
@@ -293,6 +296,11 @@ def test_long_answers_take_bounded_time(piece):
     text = (piece * LONGEST_ANSWER)[:LONGEST_ANSWER]
     for count in (1, 10):
         assert len(read_sentences(text, count)) == count
+
+
+def test_a_list_of_quotes_takes_bounded_time():
+    text = ('["' + '\\"' * LONGEST_ANSWER)[:LONGEST_ANSWER]
+    assert read_sentences(text, 3) == [None] * 3
 
 
 PIECES = st.sampled_from(

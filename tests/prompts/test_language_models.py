@@ -75,11 +75,15 @@ def test_answers_come_in_order_and_none_is_asked_far_ahead():
             assert len(asked) <= number + 1 + 2 * 3
 
 
+@pytest.mark.parametrize('code', [None, 429, '502'])
 @pytest.mark.parametrize('status', [429, 500, 503])
-def test_a_server_that_fails_for_a_while_is_asked_again(status):
+def test_a_server_that_fails_for_a_while_is_asked_again(status, code):
+    """Also one that says so in an answer of status 200, with a code."""
+
     def reply(number, body):
         if number < 2:
-            return status, {'error': {'message': 'not now'}}
+            said = {'message': 'not now'} | ({'code': code} if code else {})
+            return 200 if code else status, {'error': said}
         return 200, completion('1. fine')
 
     with chat_server(reply) as server:
@@ -103,6 +107,26 @@ def test_what_no_retry_mends_stops_the_run_at_once(status, message):
         with pytest.raises(LanguageModelError, match=f'answered {status} .*{message}'):
             ask(server)
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize('asked_before', [False, True])
+def test_prompts_that_are_not_allowed_do_not_stop_a_run(asked_before):
+    """OpenRouter says so with the status of a key that is refused."""
+
+    def reply(number, body):
+        if asked_before and number == 0:
+            return 200, completion('1. fine')
+        told = {} if asked_before else {'metadata': {'reasons': ['violence']}}
+        return 403, {'error': {'message': 'Input flagged', **told}}
+
+    with chat_server(reply) as server:
+        answers = ask(server, count=2, workers=1)
+    assert [answer.text for answer in answers] == ['1. fine' if asked_before else None, None]
+    assert answers[1].problem == 'the server refused the request'
+    assert answers[1].detail == "403 'Input flagged'"
+    with chat_server(lambda number, body: (403, {'error': {'message': 'key'}})) as server:
+        with pytest.raises(LanguageModelError, match='answered 403'):
+            ask(server)
 
 
 def choice(finish='stop', **message):
@@ -136,7 +160,12 @@ def choice(finish='stop', **message):
         (200, completion(None), 'the answer was empty'),
         (200, completion('  '), 'the answer was empty'),
         (200, completion([1]), 'the answer was empty'),
-        (200, {'error': {'message': 'overloaded', 'code': 502}}, 'the server reported an error'),
+        (200, {'error': {'message': 'no credit', 'code': 402}}, 'the server reported an error'),
+        (
+            200,
+            {'choices': [choice('error', content='')['choices'][0] | {'error': {'code': 502}}]},
+            'the server reported an error',
+        ),
         (200, choice(content=None, refusal='I will not'), 'the model refused'),
         (200, choice('content_filter', content=''), 'the server filtered the answer'),
         (
@@ -177,6 +206,13 @@ def test_a_malformed_answer_is_an_answer_without_text(status, body, problem):
         ),
         (choice(content='a dog', reasoning_content='1. a thought', reasoning='2.'), 'a dog', False),
         (choice('length', content='a dog wi'), 'a dog wi', True),
+        (choice('content_filter', content='a dog wi'), 'a dog wi', True),
+        (choice('abort', content='a dog wi'), 'a dog wi', True),
+        (
+            {'choices': [choice('stop', content='a dog')['choices'][0] | {'error': 'timeout'}]},
+            'a dog',
+            True,
+        ),
         ({'choices': [{'text': 'a dog'}]}, 'a dog', False),
         (
             {
@@ -444,10 +480,18 @@ def test_settings_that_a_model_does_not_know_are_left_out_and_told():
     )
 
 
-def test_a_model_without_a_system_message_gets_one_message():
+@pytest.mark.parametrize(
+    'said',
+    [
+        'System role not supported',
+        'Conversation roles must alternate user/assistant/user/assistant/...',
+        'Only user, assistant and tool roles are supported!',
+    ],
+)
+def test_a_model_without_a_system_message_gets_one_message(said):
     def reply(number, body):
         if body['messages'][0]['role'] == 'system':
-            return 400, {'object': 'error', 'message': 'System role not supported', 'code': 400}
+            return 400, {'object': 'error', 'message': said, 'code': 400}
         return 200, completion('1. fine')
 
     with chat_server(reply) as server:
@@ -500,6 +544,12 @@ def test_a_refusal_that_nothing_mends_shows_its_reason(error, detail):
 def test_an_address_that_is_none_is_refused(address):
     with pytest.raises(LanguageModelError, match='is no address of a server'):
         ServerModel('toy', address)
+
+
+def test_a_proxy_that_cannot_be_used_is_no_wrong_address(monkeypatch):
+    monkeypatch.setenv('ALL_PROXY', 'socks://127.0.0.1:1080')
+    with pytest.raises(LanguageModelError, match="server can't be asked: Unknown scheme"):
+        ServerModel('toy', 'http://localhost:11434/v1')
 
 
 def test_a_run_that_stops_early_ends_its_requests():
@@ -587,6 +637,22 @@ def test_a_chat_template_without_a_system_gets_one_message(tiny_model):
         "{% endif %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<go>"
     )
     assert model._prompt(REQUESTS[0]) == '<user>write\n\n1. a dog [dog]<go>'
+
+
+@pytest.mark.parametrize('kept', [True, False])
+def test_the_instruction_is_in_what_a_local_model_reads(tiny_model, kept):
+    """Some templates leave out a system message without a word."""
+    model = LocalModel(tiny_model)
+    model._tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}<user>"
+        + ("{{ m['content'] }}" if kept else 'hello')
+        + '{% endif %}{% endfor %}<go>'
+    )
+    if kept:
+        assert model._prompt(REQUESTS[0]) == '<user>write\n\n1. a dog [dog]<go>'
+        return
+    with pytest.raises(LanguageModelError, match='its chat template leaves out the instruction'):
+        model._prompt(REQUESTS[0])
 
 
 def test_a_chat_template_that_runs_on_is_stopped(tiny_model, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from helpers.examples import examples
@@ -227,10 +228,12 @@ def test_no_answer_keeps_all_templates_of_the_request():
     assert counts['requests sent again'] == 2
 
 
-def test_a_hopeless_model_stops_the_run():
+@pytest.mark.parametrize('source', ['template', f'template+{Model.name}'])
+def test_a_hopeless_model_stops_the_run(source):
+    """Also on a second pass over what it has rewritten."""
     model = Model(lambda text: Answer('lorem ipsum'))
     with pytest.raises(LanguageModelError, match=f"last {HOPELESS_AFTER} requests .*'lorem ipsum'"):
-        rewrite(model, (pair(n) for n in range(10**6)))
+        rewrite(model, (replace(pair(n), source=source) for n in range(10**6)))
     assert len(model.asked) == HOPELESS_AFTER
 
 

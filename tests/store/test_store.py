@@ -21,7 +21,15 @@ from helpers.tiny_stores import make_store
 from hypothesis import given
 from hypothesis import strategies as st
 
-from freeatm_mm.store import Sample, Store, StoreError, StoreWriter, verify_store, write_store
+from freeatm_mm.store import (
+    Sample,
+    Store,
+    StoreError,
+    StoreWriter,
+    reader,
+    verify_store,
+    write_store,
+)
 from freeatm_mm.store.layout import TOTALS, dump_manifest
 from freeatm_mm.store.locking import locked_write
 
@@ -565,6 +573,19 @@ def test_a_broken_index_is_named(store_path, content):
     (store_path / 'shard-000000.index.npy').write_bytes(content)
     with pytest.raises(StoreError, match='shard-000000.index.npy is corrupt'):
         Store(store_path)[0]
+
+
+def test_an_index_that_cannot_be_read_is_named(store_path, monkeypatch):
+    """A stale handle of a network's file system, for example."""
+    store = Store(store_path)
+    store.read(0)
+
+    def stale(handle, size, start):
+        raise OSError(116, 'Stale file handle')
+
+    monkeypatch.setattr(reader, 'read_exactly', stale)
+    with pytest.raises(StoreError, match="its index can't be read: Stale file handle"):
+        store.read(1)
 
 
 def test_an_index_of_objects_or_other_columns_is_refused(store_path):
