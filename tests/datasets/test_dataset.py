@@ -261,12 +261,6 @@ def test_bad_stores(tmp_path, make, message):
         check_datasets(dict(train_dataloader=wrapped))
 
 
-def test_the_old_name_is_warned_of(tmp_path, told):
-    dataset = FreeATMDataset(store=make_store(tmp_path / 'store'))
-    assert dataset.data_roots == [str(tmp_path / 'store')] and len(dataset)
-    assert len(told) == 1 and 'store of FreeATMDataset is now called data_root' in told[0]
-
-
 def test_broken_image_is_named(tmp_path):
     folder = make_folder(tmp_path / 'real', ['good.png', 'worse.png'])
     (folder / 'worse.png').write_bytes(b'no image at all')
