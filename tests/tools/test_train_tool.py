@@ -200,7 +200,7 @@ def test_two_processes_train_and_resume(tmp_path, single_threaded_at_root, capfd
     old = tmp_path / 'old.py'
     old.write_text(
         f"_base_ = {str(ROOT / CONFIG)!r}\ncustom_imports = dict(imports=['freeatm_mm'])\n"
-        f'train_dataloader = dict(dataset=dict(store={str(store)!r}))\n'
+        f'train_dataloader = dict(dataset=dict(data_root={str(store)!r}))\n'
     )
     options = [
         '--launcher',
