@@ -180,7 +180,8 @@ PRETRAINED = dict(
         'cfg': (
             "model = dict(type='FreeATMMoCo', backbone=dict(type='ResNet', depth=50))\n"
             'train_cfg = dict(max_epochs=200)\n'
-            "train_dataloader = dict(dataset=dict(type='FreeATMDataset', data_root='gone', masks=True))"
+            'train_dataloader = dict(dataset='
+            "dict(type='FreeATMDataset', data_root='gone', masks=True))"
         ),
     },
     message_hub={
