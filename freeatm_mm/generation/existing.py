@@ -87,6 +87,7 @@ class MaskSource(ShardSource):
 
     counts_class = LookedCounts
     doing = 'adding masks to the images'
+    called_once = True  # for each level
 
     def __init__(
         self,
@@ -139,9 +140,6 @@ class MaskSource(ShardSource):
         path = getattr(self.plan.prompts, 'path', None)
         if path is not None:
             self.config['images_sha256'] = file_sha256(path)
-
-    def _num_calls(self, pipe: DiffusionPipeline, steps: int) -> int:
-        return steps  # each level once, whatever the pipeline's sampler
 
     def samples(
         self, shard: int, counts: Counts, on_batch: Callable[[int], None] | None = None

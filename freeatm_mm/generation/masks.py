@@ -20,7 +20,7 @@ from freeatm_mm.attention import (
 from freeatm_mm.errors import counted
 from freeatm_mm.prompts import PromptRecord
 
-__all__ = ['MASK_OPTIONS', 'MaskRecorder', 'Recorded', 'num_calls']
+__all__ = ['MASK_OPTIONS', 'MaskRecorder', 'Recorded']
 
 #: What masks to store, by name; all but the last three are the recorder's own options.
 MASK_OPTIONS = (
@@ -54,7 +54,7 @@ class Recorded:
     partial: dict[int, str] = field(default_factory=dict)
 
 
-def num_calls(pipe: Any, steps: int) -> int:
+def _num_calls(pipe: Any, steps: int) -> int:
     """How often a pipeline calls its denoiser in so many steps.
 
     PNDM, Stable Diffusion's own, calls it once more than it has steps, and samplers of second order
@@ -80,7 +80,7 @@ class MaskRecorder:
         lost_nouns: ``'skip'`` or ``'raise'``, as of `freeatm_mm.generation.ShardSource`.
         call_options: What the pipeline's call is given, as `AttentionRecorder` takes it.
         check_prompts: As of `AttentionRecorder`.
-        calls: How often these steps call the denoiser; the default is once each.
+        called_once: Whether each step calls the denoiser once, whatever the pipeline's scheduler.
 
     Raises:
         ValueError: If an option is unknown or out of range, or chooses none of the steps.
@@ -95,7 +95,7 @@ class MaskRecorder:
         lost_nouns: str,
         call_options: Mapping[str, Any],
         check_prompts: bool,
-        calls: int = 0,
+        called_once: bool = False,
     ) -> None:
         self._pipe = pipe
         self._lost_nouns = lost_nouns
@@ -106,9 +106,9 @@ class MaskRecorder:
         }
         self._propagate, self._crf = 0, 0
         if options is not None:
-            self._choose(options, steps, calls or steps)
+            self._choose(options, steps, called_once)
 
-    def _choose(self, masks: Mapping[str, Any], count: int, calls: int) -> None:
+    def _choose(self, masks: Mapping[str, Any], count: int, called_once: bool) -> None:
         unknown = sorted(masks.keys() - set(MASK_OPTIONS))
         if unknown:
             raise ValueError(
@@ -125,6 +125,7 @@ class MaskRecorder:
                     f'{counted(count, "step")}, counted from 0'
                 )
             # The recorder counts calls.
+            calls = count if called_once else _num_calls(self._pipe, count)
             options['steps'] = frozenset(
                 call for call in range(calls) if call * count // calls in chosen
             )

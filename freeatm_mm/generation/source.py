@@ -46,7 +46,7 @@ from freeatm_mm.generation.calls import (
 )
 from freeatm_mm.generation.cascade import Cascade, check_first_stage
 from freeatm_mm.generation.limits import check_settings
-from freeatm_mm.generation.masks import MaskRecorder, Recorded, num_calls
+from freeatm_mm.generation.masks import MaskRecorder, Recorded
 from freeatm_mm.generation.outcomes import (
     Counts,
     GenerationError,
@@ -146,6 +146,8 @@ class ShardSource:
     counts_class: type[Counts] = Counts
     #: What is being done to the samples of a batch, for messages that go on with their names.
     doing = 'generating from the prompts'
+    #: Whether a step calls the denoiser once, whatever the pipeline's scheduler.
+    called_once = False
 
     def __init__(
         self,
@@ -285,20 +287,16 @@ class ShardSource:
         if self._cascade and self._mask_stage > 1:
             steps = self._cascade.settings[self._mask_stage - 2]['steps']
             call_options = self._cascade.call_options[self._mask_stage - 2]
-        pipe = self._pipes[self._mask_stage - 1]
         return MaskRecorder(
-            pipe,
+            self._pipes[self._mask_stage - 1],
             masks if isinstance(masks, Mapping) else None,
             steps=steps,
             lost_nouns=self.lost_nouns,
             call_options=call_options,
             # Stage II gets the embeddings that stage I makes of the same prompts.
             check_prompts=self._mask_stage != 2,
-            calls=self._num_calls(pipe, steps),
+            called_once=self.called_once,
         )
-
-    def _num_calls(self, pipe: DiffusionPipeline, steps: int) -> int:
-        return num_calls(pipe, steps)
 
     def tell_chosen(self) -> None:
         """Say in one line what was chosen because nobody named it, if anything was."""

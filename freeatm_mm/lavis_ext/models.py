@@ -123,12 +123,10 @@ _BERT_VALUES: dict[str, Check] = {
     'hidden_act': lambda name: None if name in ACT2FN else f'one of {", ".join(ACT2FN)}',
     **dict.fromkeys(('hidden_dropout_prob', 'attention_probs_dropout_prob'), number(0, 1)),
 }
-#: What LAVIS's text model reads of its config; the last two are refused with their reason.
-_BERT_ENTRIES = {
-    *_BERT_VALUES,
-    *('add_cross_attention', 'add_type_embeddings'),
-    *('vocab_size', 'encoder_width'),
-}
+#: Entries of the text model's config that follow from the tokenizer and the image encoder.
+_BERT_DERIVED = {'vocab_size', 'encoder_width'}
+#: What LAVIS's text model reads of its config.
+_BERT_ENTRIES = {*_BERT_VALUES, 'add_cross_attention', 'add_type_embeddings', *_BERT_DERIVED}
 _VIT_SIZES = {
     'base': dict(embed_dim=768, depth=12, num_heads=12),
     'large': dict(embed_dim=1024, depth=24, num_heads=16),
@@ -348,7 +346,7 @@ def _bert_config(
     changes = plain(cfg.get('bert'), 'model.bert')
     check_entries(changes, _BERT_ENTRIES, 'model.bert')
     check_values(changes, _BERT_VALUES, 'model.bert')
-    if {'vocab_size', 'encoder_width'} & changes.keys():
+    if _BERT_DERIVED & changes.keys():
         raise InputError(
             'model.bert: vocab_size and encoder_width follow from the tokenizer and '
             'the image encoder: leave them out'

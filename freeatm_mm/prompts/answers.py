@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from freeatm_mm.prompts.reading import load_json
@@ -267,6 +267,11 @@ def _whole(value: Any) -> int | None:
     return None
 
 
+def _first_number(numbers: Collection[int], count: int) -> int:
+    """Whether `count` sentences, or the first of them, are numbered from 0 or from 1."""
+    return 0 if 0 in numbers and max(numbers) < count else 1
+
+
 def _placed(
     pairs: Sequence[tuple[int | None, str]], count: int, whole: bool = True
 ) -> list[str | None]:
@@ -274,8 +279,7 @@ def _placed(
     numbered = [(number, sentence) for number, sentence in pairs if number is not None]
     result: list[str | None] = [None] * count
     if pairs and len(numbered) == len(pairs):
-        numbers = [number for number, _ in numbered]
-        first = 0 if 0 in numbers and max(numbers) < count else 1
+        first = _first_number([number for number, _ in numbered], count)
         for number, sentence in numbered:
             if 0 <= number - first < count:
                 result[number - first] = sentence
@@ -349,7 +353,7 @@ def _from_lines(text: str, count: int, cut: bool) -> list[str | None]:
         # A draft may come before the list, and notes after it: the fullest list counts, and of
         # several the last.
         def full(run: dict[int, str]) -> int:
-            first = 0 if 0 in run and max(run) < count else 1
+            first = _first_number(run, count)
             return sum(first <= number < first + count for number in run)
 
         best = max(enumerate(runs), key=lambda pair: (full(pair[1]), pair[0]))[1]

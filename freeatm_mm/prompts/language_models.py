@@ -449,7 +449,6 @@ class ServerModel:
 
     async def _answer(self, client: Any, request: Request) -> Answer:
         openai = self._openai
-        retries = 0
         for _ in range(len(self._settings) + 3):
             system, settings = self._system, dict(self._settings)
             try:
@@ -457,25 +456,13 @@ class ServerModel:
                     model=self.name, messages=_messages(request, system), **settings
                 )
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                refused = self._refused(error)
                 if self._without(error, system, settings):
                     continue
-                reason = _reason(error.body or error.message)
-                return Answer(
-                    None,
-                    'the server refused the request',
-                    retries=retries,
-                    detail=f'{error.status_code} {reason}',
-                    notes=self._notes,
-                )
+                return refused
             except openai.APIStatusError as error:
                 if error.status_code == 403 and (self._answered or _is_flagged(error.body)):
-                    return Answer(  # of these prompts, not of the key
-                        None,
-                        'the server refused the request',
-                        retries=retries,
-                        detail=f'403 {_reason(error.body or error.message)}',
-                        notes=self._notes,
-                    )
+                    return self._refused(error)  # these prompts, not the key
                 raise LanguageModelError(
                     f'the language-model server answered {error.status_code} '
                     f'({_status_reason(error)}); what was done is kept, and the same command goes '
@@ -488,7 +475,7 @@ class ServerModel:
                     f'answer ({excerpt(cause, 200)[1:-1]}); what was done is '
                     'kept, and the same command goes on'
                 ) from None
-            retries += raw.retries_taken
+            retries = raw.retries_taken
             self._answered = True
             problem = raw.http_response.extensions.get('problem')
             if problem:
@@ -496,13 +483,11 @@ class ServerModel:
             return replace(
                 read_completion(raw.http_response.content), retries=retries, notes=self._notes
             )
-        return Answer(
-            None,
-            'the server refused the request',
-            retries=retries,
-            detail=reason,
-            notes=self._notes,
-        )
+        return replace(refused, notes=self._notes)
+
+    def _refused(self, error: Any) -> Answer:
+        reason = f'{error.status_code} {_reason(error.body or error.message)}'
+        return Answer(None, 'the server refused the request', detail=reason, notes=self._notes)
 
     def _without(self, error: Any, system: bool, settings: dict[str, Any]) -> bool:
         """Leave out what a server says it doesn't know; whether there is something to try anew."""

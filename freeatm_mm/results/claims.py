@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -62,17 +61,27 @@ _RANDOM = Arm(False, method='random')
 _GARMENTS = ('linear_garment', 'knn_garment', 'linear_garment_whole', 'knn_garment_whole')
 
 
+def _on_garments(
+    text: str,
+    comparisons: tuple[Comparison, ...],
+    looks: Mapping[int, float] = _TWELVE,
+    extra: tuple[Comparison, ...] = (),
+    method: str = 'simclr',
+) -> Claim:
+    """By the linear probe on single garments; the other three measures are reported."""
+    measures = _objects(*_GARMENTS)
+    return Claim(text, method, comparisons, measures[0], looks, measures[1:], extra)
+
+
 def _contrastive(method: str, text: str = '', looks: Mapping[int, float] = _TWELVE) -> Claim:
-    return Claim(
+    return _on_garments(
         f'{_TITLES[method]}{text} learns to tell objects apart better with attention masks than '
         "without, and it is the masks that do it: another image's don't do as well",
-        method,
         _pairs((True, 'other_masks'), (True, False)),
-        Objects('linear_garment'),
         looks,
-        _objects(*_GARMENTS[1:]),
         _pairs(('other_masks', False), ('box', False), (True, 'box'), ('normalized', True))
         + tuple(Comparison(Arm(masks), _RANDOM) for masks in (False, True, 'other_masks', 'box')),
+        method=method,
     )
 
 
@@ -101,14 +110,12 @@ def _benchmark(method: str, metric: str, what: str, baseline: bool | str) -> Cla
 
 
 def _options(method: str, options: tuple[str, ...], looks: Mapping[int, float]) -> Claim:
-    return Claim(
+    return _on_garments(
         f'{_TITLES[method]} with attention masks gains by each option beyond the paper',
-        method,
         _pairs(*((option, True) for option in options)),
-        Objects('linear_garment'),
         looks,
-        _objects(*_GARMENTS[1:]),
         _pairs(*((option, 'other_masks') for option in options)),
+        method=method,
     )
 
 
@@ -139,18 +146,16 @@ def _plus(
 def _peers(method: str, arm: bool | str, what: str, looks: Mapping[int, float]) -> Claim:
     """Against masks that others make of the same images."""
     peers = 'felzenszwalb', 'kmeans'
-    return Claim(
+    return _on_garments(
         f'{_TITLES[method]} learns to tell objects apart better with {what} than with masks of '
         'colour segmentation, or of k-means of its own features',
-        method,
         _pairs(*((arm, peer) for peer in peers)),
-        Objects('linear_garment'),
         looks,
-        _objects(*_GARMENTS[1:]),
         _pairs(
             *((peer, False) for peer in peers),
             *((peer, 'other_masks') for peer in peers),
         ),
+        method=method,
     )
 
 
@@ -225,55 +230,37 @@ CLAIMS: dict[str, Claim] = {
             'the training is too short to learn positions at all',
         ),
     ),
-    'attention-blocks': Claim(
+    'attention-blocks': _on_garments(
         'Masks of all blocks and steps are better for pretraining than those of fewer (Fig. 5)',
-        'simclr',
         _pairs((True, 'one_block_one_step'), (True, 'down_blocks')),
-        Objects('linear_garment'),
-        _TWELVE,
-        _objects(*_GARMENTS[1:]),
-        _pairs((True, 'other_masks'), ('one_block_one_step', 'other_masks')),
+        extra=_pairs((True, 'other_masks'), ('one_block_one_step', 'other_masks')),
     ),
-    'plain-prompts': Claim(
+    'plain-prompts': _on_garments(
         'Images of augmented prompts are better to pretrain on than those of plain ones (Table 6)',
-        'simclr',
         _pairs((True, 'plain_prompts')),
-        Objects('linear_garment'),
-        _TWELVE,
-        _objects(*_GARMENTS[1:]),
     ),
-    'generators': Claim(
+    'generators': _on_garments(
         "A better generator's images and masks are better to pretrain on (Table 7)",
-        'simclr',
         _pairs((True, 'generator_quarter')),
-        Objects('linear_garment'),
-        _TWELVE,
-        _objects(*_GARMENTS[1:]),
-        _pairs((True, 'generator_half'), ('generator_half', 'generator_quarter')),
+        extra=_pairs((True, 'generator_half'), ('generator_half', 'generator_quarter')),
     ),
-    'scaling-simclr': Claim(
+    'scaling-simclr': _on_garments(
         'Ten times as many images are better in as many steps, and masks still gain (Fig. 6)',
-        'simclr',
         (
             Comparison(Arm(True, epochs=_SCALES[28_000]), Arm(True, epochs=_SCALES[2_800])),
             *_pairs((True, False), epochs=_SCALES[28_000]),
         ),
-        Objects('linear_garment'),
         _SIX,
-        _objects(*_GARMENTS[1:]),
         _pairs((True, False), epochs=_SCALES[2_800]) + _pairs((True, False), epochs=_SCALES[8_400]),
     ),
-    'regimes': Claim(
+    'regimes': _on_garments(
         'Half generated images with masks and half real ones are better to pretrain on than the '
         'same without masks, and than real ones alone (Table 1)',
-        'simclr',
         (
             Comparison(Arm(True, 'mixed'), Arm(False, 'mixed')),
             Comparison(Arm(True, 'mixed'), Arm(False, 'real')),
         ),
-        Objects('linear_garment'),
         _SIX,
-        _objects(*_GARMENTS[1:]),
         (
             Comparison(Arm(False, 'mixed'), Arm(False, 'real')),
             Comparison(Arm(True), Arm(False, 'real')),
@@ -289,15 +276,11 @@ CLAIMS: dict[str, Claim] = {
         (Heads('zeroshot_blocks_mirror'), Heads('zeroshot_mirror')),
         _pairs(('exact_mask_loss', True), ('exact_mask_loss', 'mask_loss'), regime='real'),
     ),
-    'sharp-masks-simclr': Claim(
+    'sharp-masks-simclr': _on_garments(
         "SimCLR gains by masks of 0 and 1 in place of raw attention, and then the image's own do "
         "better than another's and than a centred box",
-        'simclr',
         _pairs(('binary', True), ('binary', 'other_binary'), ('binary', 'box_binary')),
-        Objects('linear_garment'),
-        _TWELVE,
-        _objects(*_GARMENTS[1:]),
-        _pairs(
+        extra=_pairs(
             ('binary', False),
             ('other_binary', 'other_masks'),
             ('other_binary', False),
@@ -305,14 +288,11 @@ CLAIMS: dict[str, Claim] = {
             ('normalized', True),
         ),
     ),
-    'added-masks-simclr': Claim(
+    'added-masks-simclr': _on_garments(
         'SimCLR on images that exist already tells objects apart better with masks that a '
         'generator adds by looking at them than without',
-        'simclr',
         _pairs(('added', False), regime='real'),
-        Objects('linear_garment'),
         _SIX,
-        _objects(*_GARMENTS[1:]),
         _pairs(('exact', False), ('added', 'exact'), regime='real'),
     ),
     'peers-mocov2': _peers('mocov2', True, "the generator's attention as masks", _SIX),
@@ -332,25 +312,17 @@ CLAIMS: dict[str, Claim] = {
     ),
     'options-mocov2': _options('mocov2', _SINGLY, _SIX),
     'options-simclr': _options('simclr', (*_SINGLY, 'other_nouns'), _TWELVE),
-    'places-of-nouns-simclr': Claim(
+    'places-of-nouns-simclr': _on_garments(
         "SimCLR whose positives are a noun's objects in all images learns better from where they "
         'are than from a centred box for each noun',
-        'simclr',
         _pairs(('same_noun', 'same_noun_box')),
-        Objects('linear_garment'),
-        _TWELVE,
-        _objects(*_GARMENTS[1:]),
-        _pairs(('same_noun_box', True), ('same_noun_box', False), ('same_noun', True)),
+        extra=_pairs(('same_noun_box', True), ('same_noun_box', False), ('same_noun', True)),
     ),
-    'nouns-without-masks-simclr': Claim(
+    'nouns-without-masks-simclr': _on_garments(
         "SimCLR whose positives are a noun's objects in all images learns better from where they "
         'are than from nouns as labels of whole images',
-        'simclr',
         _pairs(('same_noun', 'same_noun_whole'), ('same_noun', 'same_noun_label')),
-        Objects('linear_garment'),
-        _TWELVE,
-        _objects(*_GARMENTS[1:]),
-        _pairs(
+        extra=_pairs(
             ('same_noun_whole', False),
             ('same_noun_label', False),
             ('same_noun', False),
@@ -359,24 +331,17 @@ CLAIMS: dict[str, Claim] = {
     ),
     'plus-mocov2': _plus('mocov2', 'plus', 'four options together', _SIX),
     'plus-simclr': _plus('simclr', 'plus', 'four options together', _TWELVE),
-    'parts-of-plus-simclr': Claim(
+    'parts-of-plus-simclr': _on_garments(
         'SimCLR gains more by two of the four options, same_noun and object_crops, than by all '
         'four, and than by same_noun alone',
-        'simclr',
         _pairs(('same_noun_crops', 'plus'), ('same_noun_crops', 'same_noun')),
-        Objects('linear_garment'),
-        _TWELVE,
-        _objects(*_GARMENTS[1:]),
-        _pairs(('same_noun_crops', True), ('same_noun_crops', False), ('plus', 'same_noun')),
+        extra=_pairs(('same_noun_crops', True), ('same_noun_crops', False), ('plus', 'same_noun')),
     ),
-    'plus-simclr-28000': Claim(
+    'plus-simclr-28000': _on_garments(
         'SimCLR still gains by four options together after three times as many steps on 28,000 '
         'images',
-        'simclr',
         _pairs(('plus', False), ('plus', True), epochs=_SCALES[28_000]),
-        Objects('linear_garment'),
         _SIX,
-        _objects(*_GARMENTS[1:]),
         _pairs(('plus', 'same_noun_label'), ('same_noun_label', False), epochs=_SCALES[28_000]),
     ),
     'plus-mae': _plus(
@@ -387,15 +352,11 @@ CLAIMS: dict[str, Claim] = {
         'knn_garment_whole',
         'ceiling_0',
     ),
-    'guidance-simclr': Claim(
+    'guidance-simclr': _on_garments(
         'Images and masks generated with little guidance are better to pretrain SimCLR on than '
         'those of usual guidance',
-        'simclr',
         _pairs(('guidance_2', True), ('guidance_2', 'guidance_7_5')),
-        Objects('linear_garment'),
-        _TWELVE,
-        _objects(*_GARMENTS[1:]),
-        _pairs((True, 'guidance_7_5')),
+        extra=_pairs((True, 'guidance_7_5')),
     ),
 }
 """The claims with a rule, by the names of their result files: the paper's, then those beyond it."""
@@ -478,7 +439,7 @@ def claim_page(results: Mapping[str, Any], name: str) -> str:
 
 def has_plot(findings: list[Finding]) -> bool:
     """Whether a claim's page has a plot beside it: there is an interval to show."""
-    return any(each.difference and math.isfinite(each.difference.low) for each in findings)
+    return any(each.has_interval for each in findings)
 
 
 def _alt_text(findings: list[Finding]) -> str:

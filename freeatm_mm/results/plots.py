@@ -25,6 +25,7 @@ from freeatm_mm.results import (
 )
 from freeatm_mm.results.claims import Finding
 from freeatm_mm.results.curves import Curve
+from freeatm_mm.results.rules import Difference
 
 __all__ = ['claim_plot', 'claims_plot', 'curve_plot', 'result_plots', 'to_svg']
 
@@ -252,19 +253,13 @@ def claim_plot(findings: list[Finding]) -> Figure:
     Args:
         findings: Of a claim.
     """
-    shown = [each for each in findings if each.difference and np.isfinite(each.difference.low)]
+    shown = [each for each in findings if each.has_interval]
     with matplotlib.rc_context(_STYLE):
         figure, (axes,) = _grid(1, 7.5, 0.8 + 0.34 * len(shown))
         names = []
         for line, finding in enumerate(shown):
-            difference = finding.difference
-            assert difference is not None
-            axes.plot(
-                [difference.low, difference.high],
-                [line, line],
-                color=_COLOURS[0] if finding.verdict else _GREY,
-            )
-            axes.plot(difference.mean, line, 'o', color=_COLOURS[0] if finding.verdict else _GREY)
+            colour = _COLOURS[0] if finding.verdict else _GREY
+            _draw_interval(axes, line, finding, 1, colour, colour)
             names.append(f'{finding.name}\n{metric_title(finding.metric)}')
         axes.axvline(0, color=_INK, linewidth=0.8)
         axes.set_yticks(range(len(names)), names, fontsize=7.5)
@@ -272,6 +267,18 @@ def claim_plot(findings: list[Finding]) -> Figure:
         axes.set_xlabel('difference, 95 % interval')
         axes.grid(axis='x')
     return figure
+
+
+def _draw_interval(
+    axes: Any, line: int, finding: Finding, scale: float, colour: str, inside: str
+) -> Difference:
+    """Draw a finding's mean and interval on a line; what was drawn."""
+    difference = finding.difference
+    assert difference is not None
+    ends = [scale * difference.low, scale * difference.high]
+    axes.plot(ends, [line, line], color=colour)
+    axes.plot(scale * difference.mean, line, 'o', color=colour, markerfacecolor=inside)
+    return difference
 
 
 def claims_plot(claims: Mapping[str, list[Finding]]) -> Figure:
@@ -289,21 +296,14 @@ def claims_plot(claims: Mapping[str, list[Finding]]) -> Figure:
         'undecidable': (_GREY, 'white'),
     }
     lines = [
-        (name, each, each.difference)
-        for name, findings in claims.items()
-        for each in findings
-        if each.difference and np.isfinite(each.difference.low)
+        (name, each) for name, findings in claims.items() for each in findings if each.has_interval
     ]
-    found = [each for each in looks if any(each == finding.verdict for _, finding, _ in lines)]
+    said = {finding.verdict for _, finding in lines}
+    found = [verdict for verdict in looks if verdict in said]
     with matplotlib.rc_context(_STYLE):
         figure, (axes,) = _grid(1, 8.0, 1.0 + 0.27 * len(lines))
-        for line, (_, finding, difference) in enumerate(lines):
-            colour, inside = looks[finding.verdict]
-            low, mean, high = (
-                100 * each for each in (difference.low, difference.mean, difference.high)
-            )
-            axes.plot([low, high], [line, line], color=colour)
-            axes.plot(mean, line, 'o', color=colour, markerfacecolor=inside)
+        for line, (_, finding) in enumerate(lines):
+            difference = _draw_interval(axes, line, finding, 100, *looks[finding.verdict])
             axes.annotate(
                 f'{difference.seeds}',
                 (1.02, line),
@@ -315,7 +315,7 @@ def claims_plot(claims: Mapping[str, list[Finding]]) -> Figure:
         for line, (one, two) in enumerate(zip(lines, lines[1:])):
             if one[0] != two[0]:
                 axes.axhline(line + 0.5, color=_GREY, linewidth=0.5, alpha=0.5)
-        axes.set_yticks(range(len(lines)), [each.name for _, each, _ in lines], fontsize=7.5)
+        axes.set_yticks(range(len(lines)), [each.name for _, each in lines], fontsize=7.5)
         axes.set_ylim(len(lines) - 0.4, -0.6)
         axes.annotate('seeds', (1.02, -0.9), xycoords=('axes fraction', 'data'), fontsize=7.5)
         axes.set_xlabel('difference in points of accuracy, 95 % interval')

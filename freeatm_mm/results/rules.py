@@ -6,6 +6,7 @@ count from 0, and only whole ones, which all arms of the rule have.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -508,6 +509,11 @@ class Finding:
     def metric(self) -> str:
         """The measure's name."""
         return self.measure.metric
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether there is a difference with an interval to draw."""
+        return self.difference is not None and math.isfinite(self.difference.low)
 
 
 def decide_claim(results: Mapping[str, Any], claim: Claim) -> list[Finding]:
